@@ -1,0 +1,5 @@
+"""`python -m advml` is `advml`."""
+
+from advml.cli import console
+
+console()

@@ -1,0 +1,103 @@
+"""advml from Python: run an experiment, load a finished one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from advml.compose import compose
+from advml.config import bind
+from advml.contracts import Network
+from advml.data.prepare import restore
+from advml.errors import AdvmlError, ConfigError
+from advml.models.build import load_bundle, rebuild
+from advml.runner.folder import RunFolder
+from advml.runner.run import Asked, start
+
+
+class Run:
+    """A run that is over, read from its folder."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        self._folder = folder
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies."""
+        return self._folder.path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Its configuration, complete and resolved."""
+        return self._folder.tree()
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """Every record of metrics.jsonl: step, phase, split and the numbers of that moment."""
+        return self._folder.records()
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """result.json: final metrics, objective, budget."""
+        return self._folder.result()
+
+    @property
+    def model(self) -> Network:
+        """The trained network as it was at the end, in evaluation mode, on the CPU. It takes prepared inputs."""
+        return self.network("last")
+
+    def network(self, state: str = "last") -> Network:
+        """The trained network: `last`, or `best` on the validation split where the run kept one."""
+        bundle = load_bundle(self.folder)
+        if state not in bundle["states"]:
+            raise ConfigError(f"{self.folder}: keeps no {state} network, only {', '.join(bundle['states'])}")
+        return rebuild(bundle["recipe"], bundle["states"][state])
+
+    def predict(self, inputs: Any, state: str = "last") -> Tensor:
+        """Outputs for raw inputs, prepared as in training.
+
+        `inputs`: an array [N, ...] as stored by the data set (pixels 0 to 255, unscaled features), or a mapping of
+        names to such arrays where the data set has several inputs.
+        """
+        bundle, network = load_bundle(self.folder), self.network(state)
+        names = list(bundle["recipe"]["spec"]["inputs"])
+        raw: Mapping[str, Any] = inputs if isinstance(inputs, Mapping) else {names[0]: inputs}
+        dtype = next((p.dtype for p in network.parameters()), torch.float32)
+        ready = {}
+        for name in names:
+            values = raw[name] if isinstance(raw[name], Tensor) else torch.from_numpy(np.asarray(raw[name]))
+            for step in bundle["prepare"].get(name, ()):
+                values = restore(step).to(torch.device("cpu"), dtype)(values)
+            ready[name] = values.to(dtype)
+        with torch.no_grad():
+            outputs: Tensor = network(ready)
+        return outputs
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.folder)!r}, {self._folder.status()['state']})"
+
+
+def run(*overrides: str) -> Run:
+    """`advml run` from Python: `run("method=ewc", "seed=3")`.
+
+    Raises ConfigError for a wrong configuration, AdvmlError for a run that failed and KeyboardInterrupt for one that
+    was interrupted; each says what to do.
+    """
+    tree, choices = compose(overrides)
+    command = f"advml.run({', '.join(map(repr, overrides))})"
+    outcome = start(bind(tree), Asked(command, list(overrides), choices))
+    if outcome.state == "interrupted":
+        raise KeyboardInterrupt(outcome.message)
+    if outcome.state != "completed":
+        raise AdvmlError(f"{outcome.message}")
+    return Run(outcome.folder)
+
+
+def load(path: str | Path) -> Run:
+    """A run from its folder. Raises ConfigError where there is none."""
+    return Run(RunFolder.open(path))

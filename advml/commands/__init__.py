@@ -1,0 +1,1 @@
+"""One file per verb; a module docstring is the help of its verb."""

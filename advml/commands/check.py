@@ -1,0 +1,43 @@
+"""advml check [GROUP=CHOICE ...] [KEY=VALUE ...]
+advml check --all
+
+Composes, binds and fits a configuration without running it: every mistake at once. With --all: every method with its
+companions, every data set, view and model on its own, and every experiment, shipped or found in plug-ins and
+$ADVML_CONFIG_PATH. Exit code: 0 all is well, 2 something is wrong.
+
+  advml check method=ewc model=cnn dataset=iris
+  advml check --all
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Check one configuration or all."""
+    from advml.compose import compose
+    from advml.config import GROUPS, bind
+    from advml.errors import ConfigError
+    from advml.roots import members
+    from advml.runner.fit import check_fit
+
+    if "--all" not in arguments:
+        tree, _ = compose(arguments)
+        check_fit(bind(tree))
+        print("ok")
+        return 0
+    wrong = 0
+    everything = [(group, name) for group in (*GROUPS, "experiment") for name in members(group)]
+    for group, name in everything:
+        try:
+            bound = bind(compose([f"{group}={name}"])[0])
+            if group in ("method", "experiment"):  # the others have to fit only what they are chosen for
+                check_fit(bound)
+        except ConfigError as error:
+            wrong += 1
+            for mistake in error.mistakes:
+                print(f"advml: {group}={name}: {mistake}", file=sys.stderr)
+    print(f"{len(everything) - wrong} of {len(everything)} configurations are well")
+    return 2 if wrong else 0

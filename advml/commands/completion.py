@@ -1,0 +1,42 @@
+"""advml completion bash
+
+Prints a script that completes verbs, groups, choices and keys on Tab. For this shell, or for every new one:
+
+  eval "$(advml completion bash)"
+  advml completion bash >> ~/.bash_completion
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+SCRIPT = """\
+_advml() {{
+    local current="${{COMP_WORDS[COMP_CWORD]}}"
+    if [ "$COMP_CWORD" -eq 1 ]; then
+        COMPREPLY=($(compgen -W "{verbs}" -- "$current"))
+        return
+    fi
+    case "${{COMP_WORDS[1]}}" in
+        run)
+            COMPREPLY=($(COMP_LINE="$COMP_LINE" COMP_POINT="$COMP_POINT" advml run -sc query=bash 2>/dev/null))
+            compopt -o nospace ;;
+        list) COMPREPLY=($(compgen -W "methods datasets views models experiments runs" -- "$current")) ;;
+        data) COMPREPLY=($(compgen -W "list download verify" -- "$current")) ;;
+        *) COMPREPLY=($(compgen -o dirnames -- "$current")) ;;
+    esac
+}}
+COMP_WORDBREAKS=${{COMP_WORDBREAKS//=/}}
+complete -F _advml advml
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the script."""
+    from advml.cli import VERBS
+    from advml.errors import ConfigError
+
+    if list(arguments) != ["bash"]:
+        raise ConfigError("completion: there is one for bash: advml completion bash")
+    print(SCRIPT.format(verbs=" ".join(VERBS)), end="")
+    return 0

@@ -1,0 +1,82 @@
+"""advml reproduce RUN [KEY=VALUE ...]
+
+Runs the saved configuration of RUN again, in a new folder, and compares: the environment key by key, the records byte
+by byte. Prints "identical" and exits with 0, or says what differs, by how much and where first, and exits with 1.
+
+  advml reproduce outputs/ewc/digits/20261120-141502-9f3a
+  advml reproduce outputs/ewc/digits/20261120-141502-9f3a device=cuda    how far another device is off
+  advml reproduce outputs/ewc/digits/20261120-141502-9f3a seed=1         how far another seed is off
+
+Bits are promised for the same configuration, threads, versions and machine type; RUN's number of threads is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run again, compare."""
+    from advml.commands.saved import complete, with_overrides
+    from advml.commands.show import show_outcome
+    from advml.config import bind
+    from advml.errors import ConfigError
+    from advml.runner.environment import differences
+    from advml.runner.folder import RunFolder
+    from advml.runner.run import Asked, start
+
+    if not arguments or "=" in arguments[0]:
+        raise ConfigError("reproduce: name the run folder: advml reproduce RUN (see: advml list runs)")
+    old = RunFolder.open(arguments[0])
+    if old.status()["state"] != "completed":
+        state = old.status()["state"]
+        raise ConfigError(f"{old.path}: is {state}, not completed; finish it first: advml resume {old.path}")
+    saved, before = complete(old), old.environment()
+    tree = with_overrides({**saved, "threads": before["threads"]}, arguments[1:])
+    asked = Asked(f"advml reproduce {' '.join(arguments)}", arguments[1:], before.get("choices", {}))
+    outcome = start(bind(tree), asked)
+    if outcome.state != "completed":
+        show_outcome(outcome)
+        return outcome.exit_code
+
+    new = outcome.folder
+    same_bytes = (old / "metrics.jsonl").read_bytes() == (new / "metrics.jsonl").read_bytes()
+    ignored = ("variables", "choices")
+    then, now = ({k: v for k, v in e.items() if k not in ignored} for e in (before, new.environment()))
+    for line in differences(then, now):
+        print(f"environment  {line}")
+    for line in differences(saved, {**tree, "threads": saved["threads"]}):
+        print(f"config       {line}")
+    if same_bytes:
+        print(f"identical: all {len(new.records())} records, byte by byte")
+    else:
+        for line in differing_records(old.records(), new.records()):
+            print(f"records      {line}")
+    print(new.path)
+    return 0 if same_bytes else 1
+
+
+def differing_records(left: Sequence[Mapping[str, Any]], right: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Where two records part first, and for every metric its largest difference and last values."""
+    if len(left) != len(right):
+        yield f"{len(left)} against {len(right)} records"
+    pairs = list(zip(left, right, strict=False))
+    first = next(((a, b) for a, b in pairs if a != b), None)
+    if first is not None:
+        where = first[0]
+        yield f"first difference at step {where['step']}, phase {where['phase']}, split {where['split']}"
+    gaps: dict[str, tuple[float, float, float]] = {}
+    for a, b in pairs:
+        if (a["step"], a["split"]) != (b["step"], b["split"]):
+            break
+        for name in a:
+            x, y = a[name], b.get(name)
+            if name != "step" and isinstance(x, int | float) and isinstance(y, int | float):
+                label = f"{a['split']} {name}"
+                gaps[label] = (max(abs(x - y), gaps.get(label, (0.0,))[0]), x, y)
+    for label, (gap, x, y) in gaps.items():
+        if gap:
+            yield f"{label}: differs by up to {gap:.3g}; last {x:.6g} against {y:.6g}"
+
+

@@ -1,0 +1,39 @@
+"""advml resume RUN [KEY=VALUE ...]
+
+Goes on with a run that was interrupted, crashed, failed or stopped by a limit, from its last checkpoint. The bits are
+those of a run that was never stopped: same threads, same precision, same kind of device.
+
+  advml resume outputs/ewc/digits/20261120-141502-9f3a
+  advml resume outputs/ewc/digits/20261120-141502-9f3a limits.seconds=600     with another limit
+  advml resume outputs/ewc/digits/20261120-141502-9f3a limits.seconds=null    without one
+
+Only keys that do not change what is computed may be given: limits.*, progress, figures, checkpoint_seconds, data_dir,
+download. A completed run is left as it is. Exit code: 0 done, 1 failed, 2 wrong command or folder, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Read the run's configuration, bring it up to date, go on."""
+    from advml.commands.saved import allowed, complete, with_overrides
+    from advml.commands.show import show_outcome
+    from advml.config import bind
+    from advml.errors import ConfigError
+    from advml.runner.folder import RunFolder
+    from advml.runner.run import resume
+
+    if not arguments or "=" in arguments[0]:
+        raise ConfigError("resume: name the run folder: advml resume RUN (see: advml list runs)")
+    folder = RunFolder.open(arguments[0])
+    overrides = allowed(arguments[1:])
+    tree = with_overrides(complete(folder), overrides)
+    status = folder.status()
+    if status["state"] == "completed" and not (folder.result().get("stopped_by") and overrides):
+        print(f"already completed at step {status['step']}\n{folder.path}")
+        return 0
+    outcome = resume(folder, bind(tree))
+    show_outcome(outcome)
+    return outcome.exit_code

@@ -1,0 +1,94 @@
+"""Saved configurations: read back, completed with keys born since, changed by overrides."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
+
+from advml.compose import compose
+from advml.config import GROUPS
+from advml.errors import ConfigError
+from advml.roots import members
+from advml.runner.folder import RunFolder
+
+FREE_TO_CHANGE = ("limits", "progress", "figures", "checkpoint_seconds", "data_dir", "download")
+
+
+def complete(folder: RunFolder) -> dict[str, Any]:
+    """The configuration of a run; keys that it lacks, since they came with a newer advml, are taken from today's YAML
+    and reported on stderr.
+    """
+    saved = folder.tree()
+    environment = folder.environment()
+    choices: Mapping[str, str] = environment.get("choices", {})
+    chosen = [f"{group}={choices[group]}" for group in GROUPS if choices.get(group) in members(group)]
+    today, _ = compose(chosen)
+    for key in _fill(saved, today, ""):
+        print(f"advml: {key}: not in the saved configuration, taken from today's", file=sys.stderr)
+    return saved
+
+
+def _fill(saved: dict[str, Any], today: Mapping[str, Any], prefix: str) -> list[str]:
+    """Add what `today` has and `saved` lacks, block by block; the dotted names of what was added.
+
+    A group whose name changed is another choice altogether: nothing is taken from it.
+    """
+    added = []
+    for key, value in today.items():
+        if key not in saved:
+            saved[key] = copy.deepcopy(value)
+            added.append(f"{prefix}{key}")
+        elif _same_block(saved[key], value):
+            added += _fill(saved[key], value, f"{prefix}{key}.")
+    return added
+
+
+def _same_block(left: Any, right: Any) -> bool:
+    return isinstance(left, dict) and isinstance(right, Mapping) and left.get("name") == right.get("name")
+
+
+def with_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of `tree` with `key=value` words applied.
+
+    Raises ConfigError for words that are none, and for group choices: a saved configuration holds values, no choices.
+    """
+    changed = copy.deepcopy(dict(tree))
+    mistakes = []
+    for word in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(word)
+        except HydraException:
+            mistakes.append(f"{word}: not an override; write key=value")
+            continue
+        key = parsed.key_or_group
+        if key in GROUPS or parsed.is_sweep_override() or parsed.type is None:
+            mistakes.append(f"{word}: a saved configuration takes single values only, like method.lr=0.1")
+            continue
+        *path, leaf = key.split(".")
+        block: Any = changed
+        for part in path:
+            block = block.get(part) if isinstance(block, dict) else None
+        if isinstance(block, dict):
+            block[leaf] = parsed.value()
+        else:
+            mistakes.append(f"{key}: unknown key")
+    if mistakes:
+        raise ConfigError(mistakes)
+    return changed
+
+
+def allowed(overrides: Sequence[str]) -> Sequence[str]:
+    """The overrides, if a resumed run may take them all."""
+    keys = [word.partition("=")[0] for word in overrides]
+    wrong = [key for key in keys if key.lstrip("+").partition(".")[0] not in FREE_TO_CHANGE]
+    if wrong:
+        raise ConfigError(
+            f"{key}: would make it another run; resume takes only {', '.join(FREE_TO_CHANGE)} (new run: advml run)"
+            for key in wrong
+        )
+    return overrides

@@ -1,0 +1,58 @@
+"""What a person sees at the end of a run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from advml.runner.run import Outcome
+
+
+def show_outcome(outcome: Outcome) -> None:
+    """The result table of a completed run, or the one line that says why there is none; the folder comes last."""
+    if outcome.state == "completed":
+        show_result(outcome.folder.result())
+    elif outcome.message:
+        print(f"advml: {outcome.message}", file=sys.stderr)
+    print(outcome.folder.path)
+
+
+def show_result(result: Mapping[str, Any]) -> None:
+    """Objective first, then test metrics, budget, parameters and seconds."""
+    table = Table(title=f"{result['method']} on {result['dataset']}, seed {result['seed']}", title_justify="left")
+    best = result["best"]
+    table.add_column("")
+    table.add_column("last state", justify="right")
+    if best:
+        table.add_column(f"best state (step {best['step']})", justify="right")
+    for name, last, of_best in _rows(result):
+        table.add_row(name, last, *([of_best] if best else []))
+    Console().print(table)
+    if result["stopped_by"]:
+        print(f"stopped early: {result['stopped_by']}")
+
+
+def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+    objective, best = result["objective"], result["best"] or {}
+    metric, split = objective["metric"], objective["split"]
+    arrow = "higher is better" if objective["mode"] == "max" else "lower is better"
+    yield f"{split} {metric} (objective, {arrow})", _number(objective["value"]), _number(best.get(metric))
+    for name, value in result["metrics"]["test"].items():
+        yield f"test {name}", _number(value), _number(best.get("test", {}).get(name))
+    for name, value in result["summary"].items():
+        yield name, _number(value), ""
+    for name, value in result["budget"].items():
+        if value is not None:
+            shown = f"{value:.2e}" if name == "flops_estimate" else f"{value:,}"
+            yield "FLOPs (estimate)" if name == "flops_estimate" else name, shown, ""
+    if result["parameters"] is not None:
+        yield "parameters", f"{result['parameters']:,}", ""
+    yield "seconds of training", f"{result['seconds']:.1f}", ""
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"

@@ -1,0 +1,184 @@
+"""Binding: a composed YAML tree becomes frozen, checked settings, or one list of everything wrong with it.
+
+Defaults live only in YAML; types and bounds live only in settings classes, made like this:
+
+    @settings
+    class Settings:
+        lr: Annotated[float, Gt(0)]
+        optimiser: Literal["sgd", "adam"]
+"""
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_type_hints
+
+from annotated_types import Ge, Gt, Interval
+from pydantic import ConfigDict, StringConstraints, TypeAdapter, ValidationError
+
+from advml import registry
+from advml.errors import ConfigError, did_you_mean
+
+PositiveInt = Annotated[int, Gt(0)]
+CountInt = Annotated[int, Ge(0)]
+PositiveFloat = Annotated[float, Gt(0)]
+CountFloat = Annotated[float, Ge(0)]
+Fraction = Annotated[float, Interval(ge=0, lt=1)]
+Class = TypeVar("Class")
+
+
+@dataclass_transform(frozen_default=True, kw_only_default=True)
+def settings(cls: type[Class]) -> type[Class]:
+    """Make a frozen keyword-only dataclass that refuses unknown keys, infinities and NaN."""
+    frozen = dataclass(frozen=True, kw_only=True)(cls)
+    frozen.__pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)  # type: ignore[attr-defined]
+    return frozen
+
+
+@settings
+class Limits:
+    """Stop between two steps once a budget is used up; null = no limit. Counters: advml/runner/budget.py."""
+
+    steps: PositiveInt | None
+    seconds: PositiveFloat | None
+    samples: PositiveInt | None
+    updates: PositiveInt | None
+    gradients: PositiveInt | None
+
+
+@settings
+class RunSettings:
+    """The keys at the top of configs/config.yaml: how a run is carried out, whatever the method."""
+
+    seed: CountInt
+    device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+    threads: PositiveInt | Literal["auto"]
+    deterministic: bool | Literal["warn"]
+    precision: Literal["float32", "float64", "bf16"]
+    evaluate_every: PositiveInt | Literal["auto", "never"]
+    checkpoint_seconds: CountFloat
+    limits: Limits
+    progress: Literal["auto", "rich", "plain", "off"]
+    figures: bool
+    outputs: str
+    data_dir: str | None
+    download: bool
+
+
+GROUPS: tuple[registry.Kind, ...] = ("dataset", "view", "model", "method")
+
+
+@dataclass(frozen=True)
+class Part:
+    """One choice: the name under which it is registered, the class behind it and its bound settings."""
+
+    name: str
+    cls: Any
+    settings: Any
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A whole configuration, checked. `tree` is the plain data it was bound from: resolved and complete."""
+
+    run: RunSettings
+    dataset: Part
+    view: Part
+    model: Part
+    method: Part
+    tree: Mapping[str, Any]
+
+
+def bind(tree: Mapping[str, Any]) -> Bound:
+    """Bind a composed tree. Raises ConfigError with every mistake in it."""
+    mistakes: list[str] = []
+    run_keys = {field.name for field in fields(RunSettings)}
+    for key in tree:
+        if key not in run_keys and key not in GROUPS:
+            mistakes.append(f"{key}: unknown key{did_you_mean(key, run_keys | set(GROUPS))}")
+
+    run = _bind_settings(RunSettings, {key: tree[key] for key in tree if key in run_keys}, "", mistakes)
+    parts: dict[str, Part] = {}
+    for group in GROUPS:
+        part = _bind_part(group, tree.get(group), mistakes)
+        if part is not None:
+            parts[group] = part
+    if mistakes:
+        raise ConfigError(mistakes)
+    assert run is not None
+    return Bound(run=run, tree=tree, **parts)
+
+
+def _bind_part(group: registry.Kind, branch: Any, mistakes: list[str]) -> Part | None:
+    if not isinstance(branch, Mapping) or not isinstance(branch.get("name"), str):
+        mistakes.append(f"{group}: must be a block with a name, not {_shown(branch)} (see: advml list {group}s)")
+        return None
+    name = branch["name"]
+    try:
+        cls = registry.resolve(group, name)
+    except ConfigError as error:
+        mistakes.extend(error.mistakes)
+        return None
+    values = {key: value for key, value in branch.items() if key != "name"}
+    bound = _bind_settings(cls.settings, values, f"{group}.", mistakes)
+    return None if bound is None else Part(name, cls, bound)
+
+
+def _bind_settings(cls: type[Class], values: Mapping[str, Any], prefix: str, mistakes: list[str]) -> Class | None:
+    """Validate strictly, as JSON: 3 may become 3.0 and a list a tuple, but "3" is no number and true is no 1."""
+    try:
+        return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        mistakes.extend(_explain(error, cls, values, prefix))
+        return None
+    except TypeError as error:
+        mistakes.append(f"{prefix.rstrip('.') or 'configuration'}: {error}")
+        return None
+
+
+def _explain(error: ValidationError, cls: type, values: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    """One line per wrong key; the alternatives of a union are joined by "or"."""
+    reasons: dict[str, list[str]] = {}
+    inputs: dict[str, Any] = {}
+    for detail in error.errors():
+        # A location ends in names of union members, which are no keys of ours.
+        path = _existing(detail["loc"], values)
+        key = prefix + ".".join(map(str, path))
+        if detail["type"] == "missing":
+            key = prefix + ".".join(map(str, detail["loc"]))
+            yield f"{key}: missing"
+        elif detail["type"] == "unexpected_keyword_argument":
+            parent = prefix + "".join(f"{part}." for part in path[:-1])
+            known = (field.name for field in fields(_settings_at(cls, path[:-1])))
+            yield f"{key}: unknown key{did_you_mean(str(path[-1]), known, parent)}"
+        elif detail["type"] == "value_error":  # a __post_init__ of settings said "KEY: what is wrong"
+            yield prefix + ".".join([*map(str, path), str(detail["ctx"]["error"])])
+        elif detail["input"] == "???":
+            yield f"{key}: must be given on the command line, like {key}=VALUE"
+        else:
+            reason = detail["msg"].removeprefix("Input should be ").replace("a valid array", "a list")
+            reasons.setdefault(key, []).append(reason)
+            inputs[key] = detail["input"]
+    for key, alternatives in reasons.items():
+        yield f"{key}: must be {' or '.join(alternatives)}, not {_shown(inputs[key])}"
+
+
+def _existing(location: tuple[int | str, ...], values: Any) -> tuple[int | str, ...]:
+    for depth, part in enumerate(location):
+        try:
+            values = values[part]
+        except (KeyError, IndexError, TypeError):
+            return location[:depth]
+    return location
+
+
+def _settings_at(cls: Any, path: tuple[int | str, ...]) -> Any:
+    """The settings class of a nested block."""
+    for part in path:
+        hint = get_type_hints(cls)[str(part)]
+        cls = next((option for option in (hint, *get_args(hint)) if is_dataclass(option)), hint)
+    return cls
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else json.dumps(value) if isinstance(value, bool | str) else str(value)

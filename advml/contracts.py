@@ -1,0 +1,404 @@
+"""The types every room speaks: where a run stands, what data looks like, what a method and a network promise.
+
+A method advances one step at a time and owns mathematics only: it opens no file, prints nothing, reads no clock
+and keeps no generator. The runner owns the rest. See docs/design.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+# --- where a run stands -------------------------------------------------------------------------------------------
+
+Metrics = Mapping[str, "float | Tensor | None"]
+"""Name → number. 0-d tensors are read only when recorded, so that a loop never waits for the device."""
+
+SplitName = Literal["train", "valid", "test"]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A named stretch of steps, known before the first of them: ("search", "epoch", 50), ("task 3", "block", 20)."""
+
+    name: str
+    unit: str
+    steps: int
+
+
+@dataclass(frozen=True)
+class At:
+    """Where the run stands: phase number, step in the phase, steps done in the whole run, last step of the phase?"""
+
+    phase: int
+    index: int
+    total: int
+    last: bool
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step reports. `end_phase` leaves the phase early: early stopping, collapse, convergence."""
+
+    metrics: Metrics
+    end_phase: bool = False
+
+
+@dataclass(frozen=True)
+class Objective:
+    """The number that ranks runs: a metric of a split, and whether more of it is better.
+
+    `keep_best`: the state with the best value so far is kept beside the last one and tested too. Continual methods
+    say no, since an average over the tasks seen so far is not comparable between two moments of a run.
+    """
+
+    metric: str
+    split: SplitName
+    mode: Literal["max", "min"]
+    keep_best: bool = True
+
+    def better(self, new: float | None, old: float | None) -> bool:
+        """Is `new` a strict improvement over `old`? An undefined value never is."""
+        if new is None or new != new:
+            return False
+        return old is None or (new > old if self.mode == "max" else new < old)
+
+
+# --- what data looks like -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Classes:
+    """One of `count` classes: int64 targets [N], networks give `count` logits."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class Real:
+    """Real numbers: floating targets [N, *shape], networks give the same shape."""
+
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A sequence of tokens out of a vocabulary of `count`."""
+
+    count: int
+
+
+@dataclass(frozen=True)
+class Nothing:
+    """No target, or no data at all."""
+
+
+Target = Classes | Real | Tokens | Nothing
+
+
+@dataclass(frozen=True)
+class Spec:
+    """The shape of a problem: named inputs without the batch axis, and the target. Known without reading a file."""
+
+    inputs: Mapping[str, tuple[int, ...]]
+    target: Target
+
+    @property
+    def outputs(self) -> int:
+        """How many numbers a network gives for one example."""
+        match self.target:
+            case Classes(count) | Tokens(count):
+                return count
+            case Real(shape):
+                return int(torch.Size(shape).numel())
+            case Nothing():
+                return 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists and numbers, for files; `from_dict` is its inverse."""
+        kind = type(self.target).__name__
+        detail = list(self.target.shape) if isinstance(self.target, Real) else getattr(self.target, "count", None)
+        return {"inputs": {name: list(shape) for name, shape in self.inputs.items()}, "target": [kind, detail]}
+
+    @staticmethod
+    def from_dict(plain: Mapping[str, Any]) -> Spec:
+        """The Spec that `to_dict` wrote."""
+        kind, detail = plain["target"]
+        targets: dict[str, Target] = {"Nothing": Nothing()}
+        if detail is not None:
+            targets = {"Real": Real(tuple(detail))} if kind == "Real" else {
+                "Classes": Classes(detail), "Tokens": Tokens(detail)
+            }
+        return Spec({name: tuple(shape) for name, shape in plain["inputs"].items()}, targets[kind])
+
+
+class Prepare(Protocol):
+    """Turns stored values (uint8 pixels, raw features) into network input, one batch at a time."""
+
+    def __call__(self, values: Tensor) -> Tensor:
+        ...
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Prepare:
+        """The same preparation with its constants on a device."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Tensors and primitives from which `advml.data.prepare.restore` rebuilds it."""
+        ...
+
+
+class Batch(NamedTuple):
+    """What a network is trained on: inputs name → [B, ...] floating, target [B] int64 or [B, ...] floating.
+
+    `mask`: which outputs are active, bool [C] or, where examples differ, [B, C]; None = all.
+    """
+
+    inputs: Mapping[str, Tensor]
+    target: Tensor
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """Examples that live on one device as whole tensors; a batch is an index into them.
+
+    `inputs` hold what is stored (uint8 where the source is); `prepare` runs on each batch. `group` names the author,
+    role or speaker of each example, where there is one.
+    """
+
+    inputs: Mapping[str, Tensor]
+    target: Tensor
+    group: Tensor | None = None
+    prepare: Mapping[str, tuple[Prepare, ...]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the examples live."""
+        return self.target.device
+
+    def batch(self, index: Tensor | slice) -> Batch:
+        """The examples at `index` (int64 [B] on the split's device, or a slice), prepared for a network."""
+        inputs = {name: values[index] for name, values in self.inputs.items()}
+        return Batch(self.prepared(inputs), self.target[index])
+
+    def prepared(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Stored values → network input."""
+        ready = {}
+        for name, values in inputs.items():
+            for step in self.prepare.get(name, ()):
+                values = step(values)
+            ready[name] = values
+        return ready
+
+    def take(self, index: Tensor) -> Split:
+        """A new split of the examples at `index`, in that order."""
+        index = index.to(self.device)
+        group = None if self.group is None else self.group[index]
+        inputs = {name: values[index] for name, values in self.inputs.items()}
+        return replace(self, inputs=inputs, target=self.target[index], group=group)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Split:
+        """Move to a device; floating targets and the constants of `prepare` take `dtype`, stored inputs keep theirs."""
+        target = self.target.to(device, dtype if self.target.is_floating_point() else None)
+        group = None if self.group is None else self.group.to(device)
+        inputs = {name: values.to(device) for name, values in self.inputs.items()}
+        prepare = {name: tuple(step.to(device, dtype) for step in steps) for name, steps in self.prepare.items()}
+        return Split(inputs, target, group, prepare)
+
+
+class Rng(Protocol):
+    """Keyed randomness: the same (seed, purpose, key) gives the same CPU generator, wherever and whenever asked."""
+
+    def __call__(self, purpose: str, *key: int | str) -> torch.Generator:
+        ...
+
+
+class View(Protocol):
+    """What a method sees of a data set: split as the family needs it (plain, a stream of tasks, clients, …)."""
+
+    kind: ClassVar[str]
+    spec: Spec
+
+    @property
+    def prepare(self) -> Mapping[str, tuple[Prepare, ...]]:
+        """How raw inputs become network inputs, where one preparation serves the whole view; otherwise empty."""
+        ...
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> View:
+        """The view with all its examples on a device."""
+        ...
+
+    def describe(self) -> Mapping[str, Any]:
+        """What was split how, as plain data for the run folder's data.json."""
+        ...
+
+
+# --- networks -----------------------------------------------------------------------------------------------------
+
+
+class Network(nn.Module):
+    """A model: `features` maps named inputs to [B, F], `head` maps those to outputs [B, spec.outputs].
+
+    Subclasses declare `settings` (a frozen dataclass) and set `head`; `check` says why a spec cannot be served.
+    `recipe` is what rebuilds the network: its settings and spec as plain data, set by whoever builds it.
+    """
+
+    settings: ClassVar[type]
+    head: nn.Module
+    recipe: Mapping[str, Any]
+
+    @classmethod
+    def check(cls, spec: Spec, settings: Any) -> str | None:
+        """None if the network can serve the spec; otherwise what it needs, to be shown to the user."""
+        return None
+
+    def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The representation [B, F] that the head reads."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
+        """Outputs [B, spec.outputs]: logits for classes, values for real targets."""
+        outputs: Tensor = self.head(self.features(inputs))
+        return outputs
+
+
+# --- methods ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a method asks of the other choices, as data: compared before any work starts."""
+
+    view: str = "plain"
+    targets: tuple[type, ...] = (Classes, Real)
+    model: bool = True
+    precisions: tuple[str, ...] = ("float32", "float64", "bf16")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under named columns → artifacts/NAME.csv."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """A matrix with labelled rows and columns → artifacts/NAME.csv and figures/NAME.{png,svg}. None: not defined."""
+
+    values: Sequence[Sequence[float | None]]
+    rows: Sequence[str]
+    columns: Sequence[str]
+    row_title: str = ""
+    column_title: str = ""
+    title: str = ""
+    unit: str = ""
+    decimals: int = 3
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Named lines over a common axis → artifacts/NAME.csv and figures/NAME.{png,svg}."""
+
+    x: Sequence[float]
+    lines: Mapping[str, Sequence[float | None]]
+    x_title: str
+    y_title: str
+    title: str = ""
+
+
+@dataclass(frozen=True)
+class Json:
+    """Plain data → artifacts/NAME.json."""
+
+    value: Any
+
+
+Artifact = Table | Heatmap | Curve | Json
+
+Record = Mapping[str, Any]
+"""One line of metrics.jsonl: step, phase, split and the metrics of that moment."""
+
+
+class Context(Protocol):
+    """All that a method may touch outside its own mathematics; given to `setup`."""
+
+    settings: Any
+    data: Any
+    device: torch.device
+    dtype: torch.dtype
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """bf16 regions under `precision=bf16`, nothing otherwise."""
+        ...
+
+    def build(self, spec: Spec | None = None, purpose: str = "model") -> Network:
+        """The chosen model for `spec` (default: the view's): a pure function of (seed, purpose, spec)."""
+        ...
+
+    def rng(self, purpose: str, *key: int | str) -> torch.Generator:
+        """A CPU generator keyed by (seed, purpose, key)."""
+        ...
+
+    def count(self, **work: int) -> None:
+        """Add to the budget; the counters are listed in advml.runner.budget."""
+        ...
+
+
+@runtime_checkable
+class Method(Protocol):
+    """An algorithm. Subclass it, or write a class of the same shape.
+
+    `tests_each_phase`: the test split is evaluated at step 0 and at the end of every phase (accuracy matrices), not
+    only once at the end. Such evaluations select nothing.
+    """
+
+    settings: ClassVar[type]
+    needs: ClassVar[Needs]
+    objective: Objective
+    tests_each_phase: ClassVar[bool] = False
+
+    def setup(self, context: Context) -> None:
+        """Build networks and optimisers. Draws no random number of its own except through `context`."""
+        ...
+
+    def phases(self) -> Sequence[Phase]:
+        """The whole plan, known from settings and data before the first step."""
+        ...
+
+    def step(self, at: At) -> Step:
+        """Advance: an epoch, a round, a block of iterations. Aim at 0.05 to 5 seconds."""
+        ...
+
+    def evaluate(self, split: SplitName) -> Metrics:
+        """Measure the current state. Pure: it never changes what training does."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything the next step depends on, as tensors and primitives."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` gave, into a freshly set-up method."""
+        ...
+
+    def result(self) -> Network | None:
+        """The trained network, for export, teachers and ensembles; None if there is none."""
+        return None
+
+    def summary(self, records: Sequence[Record]) -> Metrics:
+        """Numbers that need the whole record (forgetting, rounds to a target); joined to the final metrics."""
+        return {}
+
+    def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
+        """Tables, matrices and curves for the run folder; the runner writes and draws them."""
+        return {}

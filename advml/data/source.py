@@ -1,0 +1,136 @@
+"""What a data set is: a shape known in advance, and examples that are loaded on demand and split by key."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+from advml.config import CountInt, Fraction, PositiveInt, settings
+from advml.contracts import Rng, Spec, Split
+from advml.data.prepare import Normalise, fit
+from advml.errors import ConfigError
+
+
+@settings
+class SplitSettings:
+    """The keys that every data set with examples has: configs/dataset/_base/split.yaml."""
+
+    valid: Fraction
+    test: Fraction
+    limit: PositiveInt | None
+    split_seed: CountInt | None
+    normalise: Normalise
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a data set gets its files and its randomness from, and how it tells the user something."""
+
+    rng: Rng
+    data_dir: Path
+    download: bool = False
+    note: Callable[[str], None] = print
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a data set holds before splitting: examples, official test examples if any, and the hash of each file.
+
+    `scale`: the largest stored value where the source fixes one (255 for pixels), otherwise None.
+    """
+
+    examples: Split
+    test: Split | None = None
+    scale: float | None = None
+    files: Mapping[str, str] = field(default_factory=dict)
+
+
+class Dataset(Protocol):
+    """A data set, registered under a name; its YAML is configs/dataset/NAME.yaml."""
+
+    settings: ClassVar[type]
+
+    def __init__(self, settings: Any) -> None: ...
+
+    def spec(self) -> Spec:
+        """The shapes, without reading a file: misfits are refused before any work."""
+        ...
+
+    def load(self, source: Source) -> Loaded:
+        """Read the examples. Raises AdvmlError with the remedy when files are missing or damaged."""
+        ...
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Train, valid and test, prepared by a normalisation fitted on train alone; `record` goes to data.json."""
+
+    train: Split
+    valid: Split
+    test: Split
+    spec: Spec
+    record: Mapping[str, Any]
+
+
+def split(loaded: Loaded, spec: Spec, config: SplitSettings, rng: Rng) -> Splits:
+    """Divide what was loaded, by class where targets are classes. An official test split stays whole."""
+    examples, test = _limited(loaded.examples, config.limit, rng), loaded.test
+    everything = torch.arange(len(examples))
+    if test is None:
+        kept, held_out = divide(examples.target, everything, config.test, rng("split", "test"))
+        test = examples.take(held_out)
+    else:
+        kept, held_out = everything, None
+        test = _limited(test, config.limit, rng)
+    train_index, valid_index = divide(examples.target, kept, config.valid, rng("split", "valid"))
+    if not len(train_index):
+        raise ConfigError("dataset: no training example is left after dataset.test, dataset.valid and dataset.limit")
+
+    train, valid = examples.take(train_index), examples.take(valid_index)
+    prepare = {name: (fit(values, config.normalise, loaded.scale),) for name, values in train.inputs.items()}
+    parts = {"train": train, "valid": valid, "test": test}
+    indices = {"train": train_index, "valid": valid_index, "test": held_out}
+    record = {"files": dict(loaded.files)} | {
+        name: _describe(part, indices[name]) for name, part in parts.items()
+    }
+    train, valid, test = (replace(part, prepare=prepare) for part in parts.values())
+    return Splits(train, valid, test, spec, record)
+
+
+def divide(target: Tensor, index: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Split `index` into (kept, taken), `taken` holding about `fraction` of it and of every class; both ascending.
+
+    `target` int64 [N] is divided class by class, floating targets as a whole.
+    """
+    shuffled = index[torch.randperm(len(index), generator=generator)]
+    groups = [shuffled]
+    if not target.is_floating_point():
+        groups = [shuffled[target[shuffled] == label] for label in target[shuffled].unique()]
+    taken = [group[: round(fraction * len(group))] for group in groups]
+    kept = [group[round(fraction * len(group)) :] for group in groups]
+    return torch.cat(kept).sort().values, torch.cat(taken).sort().values
+
+
+def _limited(part: Split, limit: int | None, rng: Rng) -> Split:
+    if limit is None or limit >= len(part):
+        return part
+    everything = torch.arange(len(part))
+    return part.take(divide(part.target, everything, limit / len(part), rng("split", "limit"))[1])
+
+
+def _describe(part: Split, index: Tensor | None) -> dict[str, Any]:
+    """Size, examples per class and a hash of which examples they are."""
+    described: dict[str, Any] = {"examples": len(part)}
+    if not part.target.is_floating_point():
+        described["per_class"] = torch.bincount(part.target).tolist()
+    if index is not None:
+        described["index_sha256"] = hashlib.sha256(index.numpy().tobytes()).hexdigest()
+    return described
+
+

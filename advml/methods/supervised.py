@@ -1,0 +1,137 @@
+"""Plain supervised learning: mini-batch training with a schedule and early stopping, for classes or real targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from advml.config import PositiveInt, settings
+from advml.contracts import (
+    Artifact,
+    At,
+    Classes,
+    Context,
+    Heatmap,
+    Method,
+    Metrics,
+    Needs,
+    Network,
+    Objective,
+    Phase,
+    Real,
+    Record,
+    SplitName,
+    Step,
+)
+from advml.errors import ConfigError
+from advml.nn.evaluation import measure, predict
+from advml.nn.losses import make_loss
+from advml.nn.metrics import confusion_matrix
+from advml.nn.optimisers import make_optimiser
+from advml.nn.training import TrainingSettings, batches_of, minibatches, train
+
+
+@settings
+class Settings(TrainingSettings):
+    """Passes over the data, and how long to wait for an improvement."""
+
+    epochs: PositiveInt
+    patience: PositiveInt | None
+
+
+class Supervised(Method):
+    """Minimise the mean loss over the training examples. One step is an epoch."""
+
+    settings = Settings
+    needs = Needs(view="plain", targets=(Classes, Real))
+    objective = Objective("accuracy", "valid", "max")
+
+    def setup(self, context: Context) -> None:
+        """Build the network, its optimiser and the loss."""
+        self.context, self.config, self.data = context, context.settings, context.data
+        target = self.data.spec.target
+        if isinstance(target, Real):
+            self.objective = Objective("mse", "valid", "min")
+        try:
+            self.loss = make_loss(self.config.loss, target, self.config.label_smoothing)
+        except ValueError as error:
+            raise ConfigError(f"method.loss: {error}; use method.loss=auto") from None
+        self.network = context.build()
+        self.optimiser = make_optimiser(self.network.parameters(), self.config)
+        self.updates_per_epoch = -(-len(self.data.train) // self.config.batch_size)
+        self.lowest: float | None = None  # validation loss, and the epochs since it was reached
+        self.waited = 0
+
+    def phases(self) -> Sequence[Phase]:
+        """One phase of epochs."""
+        return [Phase("train", "epoch", self.config.epochs)]
+
+    def step(self, at: At) -> Step:
+        """An epoch, shuffled by its number."""
+        start = at.index * self.updates_per_epoch
+        indices = minibatches(
+            len(self.data.train),
+            self.config.batch_size,
+            start,
+            start + self.updates_per_epoch,
+            lambda epoch: self.context.rng("shuffle", epoch),
+        )
+        loss = train(
+            self.network,
+            batches_of(self.data.train, indices),
+            self.loss,
+            self.optimiser,
+            settings=self.config,
+            update=start,
+            total=self.config.epochs * self.updates_per_epoch,
+            count=self.context.count,
+            autocast=self.context.autocast,
+        )
+        return Step({"loss": loss}, end_phase=self._has_stalled())
+
+    def _has_stalled(self) -> bool:
+        """Early stopping: no lower validation loss for `patience` epochs."""
+        if self.config.patience is None:
+            return False
+        metrics = self.evaluate("valid")
+        now = float(metrics["loss" if "loss" in metrics else "mse"])  # type: ignore[arg-type]
+        if self.lowest is None or now < self.lowest:
+            self.lowest, self.waited = now, 0
+        else:
+            self.waited += 1
+        return bool(self.waited >= self.config.patience)
+
+    def evaluate(self, split: SplitName) -> Metrics:
+        """Loss, accuracy, macro-F1, calibration error and, for two classes, ROC-AUC; or MSE, MAE and R²."""
+        return measure(self.network, self.data.split(split), autocast=self.context.autocast)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Network, optimiser, early stopping."""
+        return {
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "lowest": self.lowest,
+            "waited": self.waited,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore all of it."""
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.lowest, self.waited = state["lowest"], state["waited"]
+
+    def result(self) -> Network:
+        """The trained network."""
+        return self.network
+
+    def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
+        """For classes, the confusion matrix of the test split."""
+        target = self.data.spec.target
+        if not isinstance(target, Classes) or not len(self.data.test):
+            return {}
+        predicted = predict(self.network, self.data.test, autocast=self.context.autocast).argmax(1)
+        counts = confusion_matrix(predicted, self.data.test.target, target.count)
+        names = [str(label) for label in range(target.count)]
+        title = "Confusion on the test split"
+        matrix = Heatmap(counts.tolist(), names, names, "true class", "predicted class", title, "examples", decimals=0)
+        return {"confusion_matrix": matrix}

@@ -1,0 +1,50 @@
+"""Building a network by name, and rebuilding one from its recipe."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter
+
+from advml import registry
+from advml.contracts import Network, Spec
+from advml.errors import ConfigError
+
+
+def build(name: str, settings: Any, spec: Spec, seed: int) -> Network:
+    """The network `name` for `spec`, initialised on the CPU in float32: a pure function of its arguments."""
+    cls = registry.resolve("model", name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network: Network = cls(spec, settings)
+    if not hasattr(network, "recipe"):
+        network.recipe = {"name": name, "settings": asdict(settings), "spec": spec.to_dict()}
+    return network
+
+
+def rebuild(recipe: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Network:
+    """The network that a recipe describes, with these weights, in evaluation mode."""
+    cls = registry.resolve("model", recipe["name"])
+    settings = TypeAdapter(cls.settings).validate_python(dict(recipe["settings"]))
+    network = build(recipe["name"], settings, Spec.from_dict(recipe["spec"]), seed=0)
+    dtype = next((value.dtype for value in state.values() if value.is_floating_point()), torch.float32)
+    network.to(dtype)
+    network.load_state_dict(state)
+    return network.eval()
+
+
+def load_bundle(run: Path | str) -> dict[str, Any]:
+    """checkpoints/model.pt of a run folder: recipe, states, prepare. Raises ConfigError where it is missing."""
+    path = Path(run) / "checkpoints" / "model.pt"
+    if not path.is_file():
+        raise ConfigError(f"{run}: holds no trained network (checkpoints/model.pt); is the run completed?")
+    try:
+        bundle: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ConfigError(f"{path}: cannot be read: {(str(error).splitlines() or ['damaged'])[0]}") from None
+    return bundle

@@ -1,0 +1,1 @@
+"""Mathematics that families share, importable without the runner."""

@@ -1,0 +1,55 @@
+"""Measuring a network without changing it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from advml.contracts import Metrics, Network, Split
+from advml.nn.losses import masked
+from advml.nn.metrics import classification_metrics, regression_metrics
+
+BATCH = 1024  # large enough to keep two cores busy, small enough for a convolution's intermediate images
+
+
+@contextmanager
+def evaluating(network: Network) -> Iterator[None]:
+    """Evaluation mode without gradients; the mode that was set before comes back."""
+    training = network.training
+    network.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        network.train(training)
+
+
+def predict(
+    network: Network,
+    split: Split,
+    mask: Tensor | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Tensor:
+    """Outputs [N, spec.outputs] for all examples; −∞ where `mask` (bool [C]) says that a class is not active."""
+    with evaluating(network), autocast():
+        chunks = [network(split.batch(slice(at, at + BATCH)).inputs) for at in range(0, len(split), BATCH)]
+    return masked(torch.cat(chunks).to(torch.promote_types(chunks[0].dtype, torch.float32)), mask)
+
+
+def measure(
+    network: Network,
+    split: Split,
+    mask: Tensor | None = None,
+    autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+) -> Metrics:
+    """Classification metrics for int64 targets, regression metrics for floating ones; empty for an empty split."""
+    if not len(split):
+        return {}
+    outputs = predict(network, split, mask, autocast)
+    if split.target.is_floating_point():
+        return regression_metrics(outputs, split.target)
+    return classification_metrics(outputs, split.target)

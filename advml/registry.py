@@ -1,0 +1,77 @@
+"""Names of methods, data sets, views and models, each a string "package.module:Class" resolved on first use.
+
+Strings, not classes: listing what there is imports nothing. Other packages add names through the entry-point
+groups `advml.methods`, `advml.datasets`, `advml.views` and `advml.models`, and folders of YAML through
+`advml.configs` (see docs/extending.md).
+"""
+
+import importlib
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+from advml.errors import ConfigError, did_you_mean
+
+Kind = Literal["method", "dataset", "view", "model"]
+
+BUILT_IN: dict[Kind, dict[str, str]] = {
+    "method": {
+        "supervised": "advml.methods.supervised:Supervised",
+        "finetune": "advml.methods.continual.finetune:Finetune",
+        "joint": "advml.methods.continual.joint:Joint",
+        "ewc": "advml.methods.continual.ewc:ElasticWeightConsolidation",
+    },
+    "dataset": {
+        "none": "advml.data.none:NoData",
+        "digits": "advml.data.embedded:Digits",
+        "iris": "advml.data.embedded:Iris",
+        "wine": "advml.data.embedded:Wine",
+        "breast_cancer": "advml.data.embedded:BreastCancer",
+        "diabetes": "advml.data.embedded:Diabetes",
+        "moons": "advml.data.embedded:Moons",
+        "circles": "advml.data.embedded:Circles",
+        "mnist": "advml.data.idx:Mnist",
+        "fashion_mnist": "advml.data.idx:FashionMnist",
+        "kmnist": "advml.data.idx:Kmnist",
+        "cifar10": "advml.data.cifar:Cifar10",
+        "omniglot": "advml.data.omniglot:Omniglot",
+    },
+    "view": {
+        "plain": "advml.data.plain:Plain",
+        "stream": "advml.data.stream:Stream",
+    },
+    "model": {
+        "none": "advml.models.none:NoModel",
+        "linear": "advml.models.mlp:Linear",
+        "mlp": "advml.models.mlp:Mlp",
+        "cnn": "advml.models.cnn:Cnn",
+        "conv4": "advml.models.conv4:Conv4",
+        "run": "advml.models.run:FromRun",
+    },
+}
+
+
+@cache
+def _table(kind: Kind) -> dict[str, str]:
+    """Built-in names and those of installed plug-ins; a plug-in cannot replace a built-in name."""
+    plugins = {point.name: point.value for point in entry_points(group=f"advml.{kind}s")}
+    return plugins | BUILT_IN[kind]
+
+
+def names(kind: Kind) -> list[str]:
+    """All names of a kind, sorted."""
+    return sorted(_table(kind))
+
+
+def resolve(kind: Kind, name: str) -> Any:
+    """The class behind a name. Raises ConfigError for an unknown name or one whose package does not import."""
+    target = _table(kind).get(name)
+    if target is None:
+        raise ConfigError(
+            f"{kind}={name}: unknown {kind}{did_you_mean(name, names(kind))} (see: advml list {kind}s)"
+        )
+    module, _, attribute = target.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ConfigError(f"{kind}={name}: cannot load {target}: {error}") from error

@@ -1,0 +1,45 @@
+"""Where configuration files lie: shipped, from plug-ins, from $ADVML_CONFIG_PATH. Standard library only."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def config_root() -> Path:
+    """The shipped configuration: inside the installed package, or at the top of the checkout."""
+    package = Path(__file__).resolve().parent
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def extra_roots() -> list[Path]:
+    """Configuration folders of plug-ins (entry points `advml.configs`, each a package) and of $ADVML_CONFIG_PATH."""
+    roots = [Path(folder) for folder in os.environ.get("ADVML_CONFIG_PATH", "").split(os.pathsep) if folder]
+    for point in entry_points(group="advml.configs"):
+        found = find_spec(point.value)
+        roots += [Path(folder) for folder in (found.submodule_search_locations or [])] if found else []
+    return [root.absolute() for root in roots]
+
+
+def members(group: str, roots: Sequence[Path] | None = None) -> dict[str, Path]:
+    """The YAML files of a configuration group, by name; earlier folders win."""
+    found: dict[str, Path] = {}
+    for root in roots or [config_root(), *extra_roots()]:
+        for path in sorted((root / group).glob("*.yaml")):
+            found.setdefault(path.stem, path)
+    return found
+
+
+def description(path: Path) -> str:
+    """The comment on a YAML file's first line, or the first one after a `# @package` line."""
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not line.startswith("#"):
+            break
+        text = line.lstrip("# ").strip()
+        if text and not text.startswith("@package"):
+            return text
+    return ""

@@ -1,0 +1,76 @@
+"""Pictures of artifacts with matplotlib: readable in grey, by colour-blind eyes, and in a paper."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from advml.contracts import Curve, Heatmap
+
+# Okabe and Ito's palette for colour-blind readers; markers and dashes tell lines apart in grey.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+DASHES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "advml"}
+
+
+def draw(picture: Heatmap | Curve) -> dict[str, bytes]:
+    """Suffix → bytes of the file: PNG and SVG, without dates in them, so that equal data give equal files."""
+    with mpl.rc_context(STYLE):
+        figure = _heatmap(picture) if isinstance(picture, Heatmap) else _curve(picture)
+        return {"png": _rendered(figure, "png", {}), "svg": _rendered(figure, "svg", {"Date": None})}
+
+
+def _rendered(figure: Figure, suffix: str, metadata: dict[str, Any]) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format=suffix, dpi=150, bbox_inches="tight", metadata=metadata)
+    return buffer.getvalue()
+
+
+def _heatmap(picture: Heatmap) -> Figure:
+    rows, columns = len(picture.rows), len(picture.columns)
+    figure = Figure(figsize=(1.6 + 0.62 * max(columns, 4), 1.2 + 0.46 * max(rows, 3)))
+    axes = figure.add_subplot()
+    numbers = [[float("nan") if value is None else value for value in row] for row in picture.values]
+    defined = [value for row in picture.values for value in row if value is not None]
+    low, high = (min(defined), max(defined)) if defined else (0.0, 1.0)
+    image = axes.imshow(numbers, cmap="cividis", aspect="auto", vmin=low, vmax=high)
+    longest = max(map(len, picture.columns))
+    axes.set_xticks(range(columns), picture.columns, rotation=45 if longest > 6 else 0)
+    axes.set_yticks(range(rows), picture.rows)
+    axes.set_xlabel(picture.column_title)
+    axes.set_ylabel(picture.row_title)
+    axes.set_title(picture.title)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    if rows * columns <= 400:
+        middle = (low + high) / 2
+        for y, row in enumerate(picture.values):
+            for x, value in enumerate(row):
+                text = "–" if value is None else f"{value:.{picture.decimals}f}"
+                dark = value is not None and value < middle
+                axes.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    figure.colorbar(image, ax=axes, label=picture.unit, fraction=0.046, pad=0.04)
+    return figure
+
+
+def _curve(picture: Curve) -> Figure:
+    figure = Figure(figsize=(5.6, 3.4))
+    axes = figure.add_subplot()
+    for number, (name, line) in enumerate(picture.lines.items()):
+        points = [(x, y) for x, y in zip(picture.x, line, strict=True) if y is not None]
+        axes.plot(
+            [x for x, _ in points], [y for _, y in points], label=name,
+            color=COLOURS[number % len(COLOURS)], linestyle=DASHES[number % len(DASHES)],
+            marker=MARKERS[number % len(MARKERS)] if len(points) <= 30 else None, markersize=4,
+        )  # fmt: skip
+    axes.set_xlabel(picture.x_title)
+    axes.set_ylabel(picture.y_title)
+    axes.set_title(picture.title)
+    axes.grid(alpha=0.3)
+    if len(picture.lines) > 1:
+        axes.legend(frameon=False)
+    return figure

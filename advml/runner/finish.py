@@ -1,0 +1,127 @@
+"""The end of a run: the test split read once, the summary, tables and pictures, result.json, the trained network."""
+
+from __future__ import annotations
+
+import io
+import resource
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from advml.config import Bound
+from advml.contracts import Network
+from advml.runner import artifacts, checkpoint, files
+from advml.runner.folder import RunFolder
+from advml.runner.identity import identity
+from advml.runner.loop import Loop
+from advml.runner.recorder import read
+
+
+def finish(folder: RunFolder, bound: Bound, loop: Loop, view: Any) -> None:
+    """Write everything that a completed run holds beyond its records and checkpoints. result.json comes last."""
+    method, progress, records = loop.method, loop.progress, loop.recorder.records
+    metrics: dict[str, Any] = {split: last_metrics(records, split) for split in ("train", "valid")}
+    metrics["test"] = values(loop.measure("test", state="last"))
+    network = method.result()
+    states = {} if network is None else {"last": checkpoint.copied(network.state_dict())}
+
+    best: dict[str, Any] | None = None
+    if progress.best_total is not None:
+        last = checkpoint.copied(method.state_dict())
+        method.load_state_dict(checkpoint.load_best(folder)["method"])
+        best = {"step": progress.best_total, loop.objective.metric: progress.best_value}
+        best["test"] = values(loop.measure("test", state="best"))
+        if network is not None:
+            states["best"] = checkpoint.copied(network.state_dict())
+        method.load_state_dict(last)
+    loop.recorder.sync()
+
+    if network is not None:
+        save_network(folder, network, states, view)
+    summary = read(method.summary(records))
+    made = {**artifacts.learning_curves(records, loop.objective), **method.artifacts(records)}
+    artifacts.write(folder, made, draw=bound.run.figures)
+
+    objective = loop.objective
+    source = {**metrics[objective.split], **(summary if objective.metric in summary else {})}
+    result = {
+        "method": bound.method.name,
+        "dataset": bound.dataset.name,
+        "view": bound.view.name,
+        "model": bound.model.name,
+        "seed": bound.run.seed,
+        "objective": {
+            "metric": objective.metric,
+            "split": objective.split,
+            "mode": objective.mode,
+            "value": source.get(objective.metric),
+        },
+        "metrics": metrics,
+        "summary": summary,
+        "best": best,
+        "parameters": None if network is None else sum(parameter.numel() for parameter in network.parameters()),
+        "budget": {
+            "steps": progress.total,
+            **loop.budget.counts,
+            "flops_estimate": flops_estimate(network, loop.budget.counts.get("samples")),
+        },
+        "seconds": round(progress.seconds, 3),
+        "peak_memory_mb": peak_memory_mb(),
+        "stopped_by": progress.stopped_by,
+        "identity": identity(bound.tree),
+    }
+    files.write_json(folder / "result.json", result)
+
+
+def values(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The metrics of a record, without where it stands."""
+    return {name: value for name, value in record.items() if name not in ("step", "phase", "split", "state")}
+
+
+def last_metrics(records: list[dict[str, Any]], split: str) -> dict[str, Any]:
+    """The metrics of the newest record of a split; empty if there is none."""
+    return next((values(record) for record in reversed(records) if record["split"] == split), {})
+
+
+def save_network(folder: RunFolder, network: Network, states: Mapping[str, Any], view: Any) -> None:
+    """checkpoints/model.pt: recipe, weights (last and best), and the preparation of raw inputs where one serves all."""
+    prepare = {} if view is None else view.prepare
+    bundle = {
+        "recipe": dict(network.recipe),
+        "states": dict(states),
+        "prepare": {name: [step.state() for step in steps] for name, steps in prepare.items()},
+    }
+    buffer = io.BytesIO()
+    torch.save(bundle, buffer)
+    files.write_atomic(folder / "checkpoints/model.pt", buffer.getvalue())
+
+
+def flops_estimate(network: Network | None, samples: int | None) -> int | None:
+    """Forward FLOPs of one example × 3 (a backward pass costs about two forward ones) × samples; None if unknown."""
+    if network is None or samples is None:
+        return None
+    from torch.utils.flop_counter import FlopCounterMode
+
+    first = next(iter(network.parameters()), torch.zeros(()))
+    shapes: Mapping[str, Any] = network.recipe["spec"]["inputs"]
+    inputs = {
+        name: torch.zeros((1, *shape), device=first.device, dtype=first.dtype) for name, shape in shapes.items()
+    }
+    training = network.training
+    try:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            network.eval()(inputs)
+    except Exception:  # a network with inputs of another kind: no estimate is better than no run
+        return None
+    finally:
+        network.train(training)
+    return 3 * int(counter.get_total_flops()) * samples
+
+
+def peak_memory_mb() -> dict[str, float]:
+    """The most memory this process has held, on the host and on the GPU, in MB."""
+    peak = {"host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        peak["gpu"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    return peak

@@ -1,0 +1,52 @@
+"""Does what was chosen fit together? Asked before any work, from declared needs and shapes alone."""
+
+from __future__ import annotations
+
+from advml import registry
+from advml.config import Bound
+from advml.contracts import Needs, Spec
+from advml.errors import ConfigError
+
+
+def check_fit(bound: Bound) -> None:
+    """Raises ConfigError with one line for each pair that does not fit, naming both sides and what would."""
+    needs: Needs = bound.method.cls.needs
+    method, dataset, view, model = (
+        f"{kind}={part.name}"
+        for kind, part in zip(
+            ("method", "dataset", "view", "model"), (bound.method, bound.dataset, bound.view, bound.model), strict=True
+        )
+    )
+    mistakes = []
+    if bound.run.precision not in needs.precisions:
+        mistakes.append(
+            f"precision={bound.run.precision}: {method} does not support it; use {' or '.join(needs.precisions)}"
+        )
+    if bound.model.name == "none" and needs.model:
+        mistakes.append(f"{model}: {method} trains a network; choose a model (see: advml list models)")
+
+    spec: Spec = bound.dataset.cls(bound.dataset.settings).spec()
+    if needs.view == "none":
+        if bound.dataset.name != "none":
+            mistakes.append(f"{dataset}: {method} uses no data; use dataset=none")
+    elif bound.dataset.name == "none":
+        mistakes.append(f"{dataset}: {method} needs data; choose a data set (see: advml list datasets)")
+    elif bound.view.cls.kind != needs.view:
+        fitting = [name for name in registry.names("view") if registry.resolve("view", name).kind == needs.view]
+        mistakes.append(
+            f"{view}: {method} reads a {needs.view} view, not {bound.view.cls.kind}; use view={' or '.join(fitting)}"
+        )
+    else:
+        spec = bound.view.cls.view_spec(spec, bound.view.settings)
+        if not isinstance(spec.target, needs.targets):
+            wanted = " or ".join(target.__name__.lower() for target in needs.targets)
+            found = type(spec.target).__name__.lower()
+            mistakes.append(f"{dataset}: its target is {found}, but {method} learns {wanted} (advml list datasets)")
+        asks_model = needs.model and bound.model.name != "none"
+        if asks_model and (reason := bound.model.cls.check(spec, bound.model.settings)):
+            shapes = ", ".join(f"{name} {list(shape)}" for name, shape in spec.inputs.items())
+            mistakes.append(f"{model}: needs {reason}, but {dataset} gives {shapes}; try model=mlp or another data set")
+    if mistakes:
+        raise ConfigError(mistakes)
+
+

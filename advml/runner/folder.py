@@ -1,0 +1,152 @@
+"""The run folder: where everything of a run lies, who may write to it, and how it is read back."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from advml.errors import AdvmlError, ConfigError
+from advml.runner import files
+
+
+class RunFolder:
+    """A folder that is a run: config.yaml, environment.json, status.json, metrics.jsonl, checkpoints/ and the rest."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).absolute()
+        self._lock: IO[str] | None = None
+
+    @classmethod
+    def create(cls, root: Path, method: str, dataset: str) -> RunFolder:
+        """Make ROOT/<method>/<dataset>/<YYYYmmdd-HHMMSS>-<4 hex>; mkdir is atomic, so two starts never share one."""
+        parent = root.absolute() / method / dataset
+        parent.mkdir(parents=True, exist_ok=True)
+        while True:
+            stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+            path = parent / f"{stamp}-{os.urandom(2).hex()}"
+            try:
+                path.mkdir()
+            except FileExistsError:
+                continue
+            (path / "checkpoints").mkdir()
+            return cls(path)
+
+    @classmethod
+    def open(cls, path: Path | str) -> RunFolder:
+        """An existing run folder. Raises ConfigError where there is none."""
+        folder = cls(path)
+        if not folder.path.is_dir():
+            raise ConfigError(f"{path}: no such folder (see: advml list runs)")
+        if not (folder.path / "config.yaml").is_file():
+            raise ConfigError(f"{path}: not a run folder, it has no config.yaml (see: advml list runs)")
+        return folder
+
+    def __truediv__(self, name: str) -> Path:
+        return self.path / name
+
+    # --- who may write ---
+
+    def lock(self) -> None:
+        """Hold the run for the life of this process. Raises AdvmlError if another process holds it."""
+        handle = open(self / ".lock", "a")  # noqa: SIM115  (held open on purpose: closing it gives the lock back)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            handle.close()
+            holder = self._status_or_empty().get("pid")
+            raise AdvmlError(f"{self.path}: another process (pid {holder}) is working on this run") from None
+        self._lock = handle
+
+    def unlock(self) -> None:
+        """Give the run back."""
+        if self._lock is not None:
+            self._lock.close()
+            self._lock = None
+
+    def locked_elsewhere(self) -> bool:
+        """Does another process hold the run?"""
+        try:
+            with open(self / ".lock") as handle:
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except OSError:
+            return True
+        return False
+
+    # --- what it holds ---
+
+    def write_status(self, state: str, step: int, attempt: int, error: str | None = None) -> None:
+        """Replace status.json: running, completed, failed or interrupted."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        status = {"state": state, "step": step, "attempt": attempt, "pid": os.getpid(), "host": socket.gethostname()}
+        files.write_json(self / "status.json", {**status, "time": now, "error": error})
+
+    def status(self) -> dict[str, Any]:
+        """status.json; its state reads "crashed" when it says running but no process holds the run."""
+        status: dict[str, Any] = self._json("status.json")
+        if status.get("state") == "running" and self._lock is None and not self.locked_elsewhere():
+            status["state"] = "crashed"
+        return status
+
+    def tree(self) -> dict[str, Any]:
+        """config.yaml as plain data."""
+        try:
+            tree = yaml.safe_load((self / "config.yaml").read_text())
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{self / 'config.yaml'}: cannot be read: {_first_line(error)}") from None
+        if not isinstance(tree, dict):
+            raise ConfigError(f"{self / 'config.yaml'}: holds no configuration")
+        return tree
+
+    def environment(self) -> dict[str, Any]:
+        """environment.json."""
+        return self._json("environment.json")
+
+    def result(self) -> dict[str, Any]:
+        """result.json. Raises ConfigError while the run is not completed."""
+        return self._json("result.json")
+
+    def records(self) -> list[dict[str, Any]]:
+        """metrics.jsonl, one mapping a line; a last line cut by a crash is left out."""
+        try:
+            lines = (self / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
+        except FileNotFoundError:
+            return []
+        try:
+            return [json.loads(line) for line in lines]
+        except ValueError as error:
+            raise ConfigError(f"{self / 'metrics.jsonl'}: damaged: {error}") from None
+
+    def _json(self, name: str) -> dict[str, Any]:
+        try:
+            value = json.loads((self / name).read_text())
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{self / name}: cannot be read: {_first_line(error)}") from None
+        if not isinstance(value, dict):
+            raise ConfigError(f"{self / name}: holds no JSON object")
+        return value
+
+    def _status_or_empty(self) -> Mapping[str, Any]:
+        try:
+            return self._json("status.json")
+        except ConfigError:
+            return {}
+
+
+def find(root: Path) -> list[RunFolder]:
+    """All run folders below `root`, oldest first."""
+    found = [RunFolder(path.parent) for path in root.glob("*/*/*/config.yaml")]
+    return sorted(found, key=lambda folder: folder.path.name)
+
+
+def _first_line(error: Exception) -> str:
+    return getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]

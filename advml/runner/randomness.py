@@ -1,0 +1,67 @@
+"""Randomness by key, not by history: every number follows from (seed, purpose, key), wherever the run stands.
+
+So checkpoints hold no generator state, a resumed run replays nothing, and a loop and a vectorised engine draw alike.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Literal
+
+import numpy as np
+import torch
+
+
+def derive(seed: int, purpose: str, *key: int | str) -> int:
+    """A 63-bit seed, a pure function of its arguments (BLAKE2b of their text)."""
+    text = repr((seed, purpose, key)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+class KeyedRng:
+    """`rng(purpose, *key)` → a fresh CPU generator for that purpose and key."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def __call__(self, purpose: str, *key: int | str) -> torch.Generator:
+        """A fresh generator, always in the same state."""
+        return torch.Generator().manual_seed(derive(self.seed, purpose, *key))
+
+
+def reseed(seed: int, purpose: str, *key: int | str) -> None:
+    """Seed Python, NumPy and torch (all devices): covers what draws from the global generators, like dropout."""
+    derived = derive(seed, purpose, *key)
+    random.seed(derived)
+    np.random.seed(derived & 0xFFFFFFFF)
+    torch.manual_seed(derived)
+
+
+@contextmanager
+def numeric_settings(threads: int, deterministic: bool | Literal["warn"]) -> Iterator[None]:
+    """Threads and determinism for the length of a run; what was set before comes back afterwards.
+
+    `set_deterministic_debug_mode` is `use_deterministic_algorithms` without its import of the compiler (over a second).
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
+    before = torch.get_num_threads(), torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.set_num_threads(threads)
+    torch.set_deterministic_debug_mode({False: "default", "warn": "warn", True: "error"}[deterministic])
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_deterministic_debug_mode(before[1])
+        torch.backends.cudnn.benchmark = before[2]
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

@@ -1,0 +1,241 @@
+"""A run from a checked configuration to a finished folder: start one, or resume one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from advml.config import Bound
+from advml.contracts import Method
+from advml.data.files import resolve_data_dir
+from advml.data.source import Source, split
+from advml.errors import AdvmlError, ConfigError
+from advml.runner import checkpoint, environment, files
+from advml.runner.budget import Budget
+from advml.runner.context import DTYPES, RunContext
+from advml.runner.finish import finish
+from advml.runner.fit import check_fit
+from advml.runner.folder import RunFolder
+from advml.runner.loop import Loop, Progress
+from advml.runner.observers import Observer
+from advml.runner.progress import progress_observer
+from advml.runner.randomness import KeyedRng, numeric_settings, reseed
+from advml.runner.recorder import Recorder
+from advml.runner.signals import StopRequest, stop_requests
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user typed: the whole command, its overrides, and the YAML file chosen in each group."""
+
+    command: str
+    overrides: Sequence[str] = ()
+    choices: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended. `message` is for the user; None when all went well."""
+
+    folder: RunFolder
+    state: str
+    message: str | None = None
+
+    @property
+    def exit_code(self) -> int:
+        """0 done, 1 failed, 130 interrupted."""
+        return {"completed": 0, "interrupted": 130}.get(self.state, 1)
+
+
+def start(bound: Bound, asked: Asked, observers: Sequence[Observer] = ()) -> Outcome:
+    """Check, load the data, set up, make the folder, run. A configuration that cannot run leaves nothing behind."""
+    check_fit(bound)
+    device = environment.resolve_device(bound.run.device)
+    threads = environment.resolve_threads(bound.run.threads)
+    with numeric_settings(threads, bound.run.deterministic):
+        job = _Job(bound, device, observers)
+        folder = RunFolder.create(Path(bound.run.outputs), bound.method.name, bound.dataset.name)
+        folder.lock()
+        try:
+            files.write_text(folder / "config.yaml", as_yaml(bound.tree))
+            files.write_text(folder / "command.txt", asked.command + "\n")
+            files.write_text(folder / "overrides.txt", "".join(f"{line}\n" for line in asked.overrides))
+            described = environment.describe(device, threads, bound.run.precision)
+            files.write_json(folder / "environment.json", {**described, "choices": dict(asked.choices)})
+            if job.view is not None:
+                files.write_json(folder / "data.json", {"dataset": bound.dataset.name, **job.view.describe()})
+            return job.carry_out(folder, attempt=1)
+        except OSError as error:
+            raise _storage_error(error, folder) from error
+        finally:
+            folder.unlock()
+
+
+def resume(folder: RunFolder, bound: Bound, observers: Sequence[Observer] = ()) -> Outcome:
+    """Go on from the last checkpoint, on the same kind of device and with the same number of threads."""
+    check_fit(bound)
+    folder.lock()
+    try:
+        before, status = folder.environment(), folder.status()
+        device = environment.resolve_device(bound.run.device)
+        if torch.device(before["device"]).type != device.type:
+            raise ConfigError(
+                f"{folder.path}: was started on {before['device']}, but here device={bound.run.device} is {device}; "
+                f"resume it on such a device or start a new run"
+            )
+        with numeric_settings(before["threads"], bound.run.deterministic):
+            job = _Job(bound, device, observers)
+            files.write_text(folder / "config.yaml", as_yaml(bound.tree))
+            return job.carry_out(folder, attempt=status["attempt"] + 1)
+    except OSError as error:
+        raise _storage_error(error, folder) from error
+    finally:
+        folder.unlock()
+
+
+def as_yaml(tree: Mapping[str, Any]) -> str:
+    """A configuration as YAML, keys in their own order."""
+    return yaml.safe_dump(dict(tree), sort_keys=False, default_flow_style=None, allow_unicode=True)
+
+
+class _Job:
+    """The pieces of a run put together: data and a set-up method; then the loop, and its end of whatever kind."""
+
+    def __init__(self, bound: Bound, device: torch.device, observers: Sequence[Observer]) -> None:
+        run = self.run = bound.run
+        self.bound, self.budget = bound, Budget()
+        self.observers = [progress_observer(run.progress), *observers]
+        self.view = None if bound.dataset.name == "none" else load_view(bound, self._note)
+        reseed(run.seed, "setup")
+        self.method: Method = bound.method.cls()
+        view = None if self.view is None else self.view.to(device, DTYPES[run.precision])
+        self.method.setup(
+            RunContext(bound.method.settings, view, bound.model, run.seed, device, run.precision, self.budget)
+        )
+
+    def _note(self, text: str) -> None:
+        self.observers[0].note(text)
+
+    def carry_out(self, folder: RunFolder, attempt: int) -> Outcome:
+        """Run to the end, a limit, a signal or an error, and write down which."""
+        with ExitStack() as stack:
+            log = stack.enter_context(_log(folder))
+            stop = stack.enter_context(stop_requests())
+            for observer in self.observers:
+                stack.callback(observer.finish)
+            progress = Progress()
+            try:
+                folder.write_status("running", 0, attempt)
+                loop = self._loop(folder, stop, attempt, stack)
+                progress = loop.progress
+                log.info("attempt %d starts at step %d", attempt, progress.total)
+                loop.run()
+                if stop.by and progress.stopped_by == stop.by:
+                    return _end(folder, log, "interrupted", progress.total, attempt, f"stopped by {stop.by}")
+                finish(folder, self.bound, loop, self.view)
+                return _end(folder, log, "completed", progress.total, attempt)
+            except KeyboardInterrupt:
+                return _end(folder, log, "interrupted", progress.total, attempt, "stopped at once")
+            except Exception as error:
+                return _failed(folder, log, error, progress.total, attempt)
+
+    def _loop(self, folder: RunFolder, stop: StopRequest, attempt: int, stack: ExitStack) -> Loop:
+        """The loop, standing at the last checkpoint if there is one."""
+        last = checkpoint.load_last(folder)
+        recorder = Recorder(folder / "metrics.jsonl", keep_bytes=last["metrics_bytes"] if last else 0)
+        stack.callback(recorder.close)
+        timing_file = stack.enter_context(open(folder / "timing.jsonl", "a"))  # noqa: SIM115  (the stack closes it)
+
+        def timing(entry: Mapping[str, Any]) -> None:
+            timing_file.write(json.dumps({"attempt": attempt, **entry}) + "\n")
+
+        def save(last: Mapping[str, Any], best: Mapping[str, Any] | None) -> None:
+            checkpoint.save(folder, last, best)
+            timing_file.flush()
+            folder.write_status("running", last["total"], attempt)
+
+        loop = Loop(self.method, self.run, recorder, self.budget, self.observers, stop, save, timing)
+        if last is not None:
+            loop.restore(last)
+        return loop
+
+
+def load_view(bound: Bound, note: Callable[[str], None]) -> Any:
+    """The data set, divided and seen through the view, on the CPU; keyed by the run's seed or the data set's own."""
+    dataset = bound.dataset.cls(bound.dataset.settings)
+    split_seed = bound.dataset.settings.split_seed
+    rng = KeyedRng(bound.run.seed if split_seed is None else split_seed)
+    source = Source(rng, resolve_data_dir(bound.run.data_dir), bound.run.download, note)
+    divided = split(dataset.load(source), dataset.spec(), bound.dataset.settings, rng)
+    return bound.view.cls.of(divided, bound.view.settings, rng)
+
+
+def _end(
+    folder: RunFolder, log: logging.Logger, state: str, step: int, attempt: int, why: str | None = None
+) -> Outcome:
+    log.info("%s at step %d%s", state, step, f": {why}" if why else "")
+    folder.write_status(state, step, attempt)
+    if state == "interrupted":
+        return Outcome(folder, state, f"{why} after step {step}; to go on: advml resume {folder.path}")
+    return Outcome(folder, state)
+
+
+def _failed(folder: RunFolder, log: logging.Logger, error: Exception, step: int, attempt: int) -> Outcome:
+    """One line for the user; for a fault that is ours, the traceback in error.txt."""
+    if isinstance(error, OSError):
+        message = str(_storage_error(error, folder))
+    elif isinstance(error, AdvmlError):
+        message = str(error)
+    else:
+        message = f"{_explained(error)} (traceback: {folder / 'error.txt'})"
+    try:
+        if not isinstance(error, AdvmlError | OSError):
+            files.write_text(folder / "error.txt", "".join(traceback.format_exception(error)))
+        log.error("failed at step %d: %s", step, message)
+        folder.write_status("failed", step, attempt, message)
+    except OSError:
+        pass  # the disk is full: what was written before still stands, and the message reaches the user
+    return Outcome(folder, "failed", message)
+
+
+def _explained(error: Exception) -> str:
+    first = (str(error).splitlines() or [""])[0]
+    if "does not have a deterministic implementation" in first:
+        return f"{first.split(' does not')[0]} has no deterministic form on this device; use deterministic=warn"
+    if isinstance(error, torch.cuda.OutOfMemoryError):
+        return "the GPU's memory is full; use a smaller method.batch_size or model"
+    return f"{type(error).__name__}: {first}"
+
+
+def _storage_error(error: OSError, folder: RunFolder) -> AdvmlError:
+    what = error.filename or folder.path
+    return AdvmlError(f"{what}: {error.strerror or error}; mend that, then: advml resume {folder.path}")
+
+
+@contextmanager
+def _log(folder: RunFolder) -> Iterator[logging.Logger]:
+    """log.txt, which also collects Python's warnings."""
+    handler = logging.FileHandler(folder / "log.txt", delay=True)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    loggers = [logging.getLogger("advml"), logging.getLogger("py.warnings")]
+    logging.captureWarnings(True)
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    try:
+        yield loggers[0]
+    finally:
+        logging.captureWarnings(False)
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()

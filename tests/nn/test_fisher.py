@@ -1,0 +1,355 @@
+"""The Fisher diagonal against its definition, by hand and by plain autograd, and the engines against each other."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+from advml.contracts import Classes, Network, Spec, Split
+from advml.models.mlp import Linear, LinearSettings, Mlp, MlpSettings
+from advml.nn.fisher import drawn, fisher_diagonal, linear_layers
+
+KINDS = ["exact", "sample", "empirical"]
+
+
+def mlp(hidden=(7, 5), inputs=6, classes=4, activation="relu", norm="none", dropout=0.0, dtype=torch.float64):
+    torch.manual_seed(1)
+    settings = MlpSettings(hidden=hidden, activation=activation, norm=norm, dropout=dropout)
+    return Mlp(Spec({"x": (inputs,)}, Classes(classes)), settings).to(dtype)
+
+
+def examples(count=40, shape=(6,), classes=4, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(count, *shape, generator=generator, dtype=dtype)
+    return Split({"x": x}, torch.randint(classes, (count,), generator=generator))
+
+
+def seeded(seed=5):
+    return torch.Generator().manual_seed(seed)
+
+
+def by_definition(network, split, kind, mask=None):
+    """Example by example and class by class: differentiate log p itself, square, weight, average."""
+    network.eval()
+    total = {name: torch.zeros_like(value) for name, value in network.named_parameters()}
+    for i in range(len(split)):
+        logits = network(split.batch(slice(i, i + 1)).inputs)[0]
+        active = [c for c in range(len(logits)) if mask is None or mask[c]]
+        log_p = {c: logits[c] - torch.logsumexp(logits[active], 0) for c in active}
+        for c in active if kind == "exact" else [int(split.target[i])]:
+            weight = log_p[c].exp().item() if kind == "exact" else 1.0
+            found = torch.autograd.grad(log_p[c], network.parameters(), retain_graph=True, materialize_grads=True)
+            for sums, gradient in zip(total.values(), found, strict=True):
+                sums += weight * gradient**2 / len(split)
+    return total
+
+
+def close(mine, expected, rtol=1e-12):
+    """Equal to `rtol` of the largest entry of each parameter."""
+    assert mine.keys() == expected.keys()
+    for name, value in expected.items():
+        assert mine[name].shape == value.shape
+        assert not mine[name].requires_grad
+        torch.testing.assert_close(mine[name], value, rtol=0, atol=rtol * float(value.abs().max()) + 1e-300)
+
+
+# --- against references --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("engine", ["loop", "linear"])
+def test_softmax_regression_by_hand(engine):
+    """log p(c|x) has ∂/∂W_kj = (1[k=c] − p_k) x_j, and p_k (1−p_k)² + (1−p_k) p_k² = p_k (1−p_k): so exact
+    F_kj = mean p_k (1−p_k) x_j², and empirical F_kj = mean (1[k=y] − p_k)² x_j²."""
+    torch.manual_seed(3)
+    network = Linear(Spec({"x": (6,)}, Classes(4)), LinearSettings()).double()
+    split = examples()
+    x, y = split.inputs["x"], split.target
+    p = torch.softmax(x @ network.head.weight.T + network.head.bias, 1).detach()
+
+    exact = fisher_diagonal(network, split, kind="exact", engine=engine)
+    close(exact, {"head.weight": (p * (1 - p)).T @ x**2 / 40, "head.bias": (p * (1 - p)).mean(0)})
+    empirical = fisher_diagonal(network, split, kind="empirical", engine=engine)
+    squared = (torch.eye(4, dtype=torch.float64)[y] - p) ** 2
+    close(empirical, {"head.weight": squared.T @ x**2 / 40, "head.bias": squared.mean(0)})
+
+
+@pytest.mark.parametrize("engine", ["loop", "linear", "auto"])
+@pytest.mark.parametrize("kind", ["exact", "empirical"])
+@pytest.mark.parametrize("masked", [False, True])
+def test_equals_definition(engine, kind, masked):
+    network, split = mlp(hidden=(7, 5, 6), activation="tanh"), examples()
+    mask = torch.tensor([True, False, True, True]) if masked else None
+    if masked:
+        split = split.take((split.target != 1).nonzero().flatten())
+    expected = by_definition(network, split, kind, mask)
+    mine = fisher_diagonal(network, split, kind=kind, engine=engine, mask=mask)
+    close(mine, expected)
+    assert all(float(value.max()) > 0 for value in mine.values())
+    if masked:
+        assert not mine["head.weight"][1].any()
+        assert not mine["head.bias"][1].any()
+        assert float(mine["head.weight"][0].min()) > 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("activation", ["relu", "tanh", "softplus", "gelu"])
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-12), (torch.float32, 1e-5)])
+def test_closed_form_equals_loop(kind, activation, dtype, rtol):
+    network = mlp(hidden=(9, 8, 7), activation=activation, dropout=0.3, dtype=dtype)
+    split = examples(100, dtype=dtype)
+    both = [
+        fisher_diagonal(network, split, kind=kind, engine=engine, generator=seeded()) for engine in ("linear", "loop")
+    ]
+    close(*both, rtol=rtol)
+    assert both[0]["head.weight"].dtype == dtype
+
+
+@pytest.mark.parametrize("engine", ["loop", "linear"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_result_does_not_depend_on_batch_size(engine, kind):
+    network, split = mlp(), examples(520)
+    mask = torch.tensor([True, True, True, True])
+    results = [
+        fisher_diagonal(network, split, kind=kind, engine=engine, mask=mask, batch_size=size, generator=seeded())
+        for size in (1, 32, 500)
+    ]
+    close(results[1], results[0])
+    close(results[2], results[0])
+
+
+def test_index_chooses_examples():
+    network, split = mlp(), examples()
+    index = torch.tensor([31, 4, 4, 17])
+    chosen = fisher_diagonal(network, split, index=index)
+    close(chosen, fisher_diagonal(network, split.take(index)))
+    with pytest.raises(ValueError, match="at least one example"):
+        fisher_diagonal(network, split, index=index[:0])
+
+
+# --- drawn classes -------------------------------------------------------------------------------------------------
+
+
+def z_scores(network, split, exact, estimate, repeats=400):
+    """(mean of `repeats` estimates − exact) / standard error, for every entry."""
+    draws = []
+    for _ in range(repeats):
+        draws.append(torch.cat([value.flatten() for value in estimate().values()]))
+    stacked = torch.stack(draws)
+    expected = torch.cat([value.flatten() for value in exact.values()])
+    return (stacked.mean(0) - expected) / (stacked.std(0) / math.sqrt(repeats))
+
+
+def test_sample_is_exact_on_average():
+    """69 entries, each the mean of 400 averages over 60 examples, so that z is nearly normal: over all seeds, |z| < 6
+    would fail a right implementation with probability below 1e-6. Classes drawn evenly instead are caught."""
+    network, split = mlp(hidden=(5, 4), inputs=5, classes=4, activation="tanh"), examples(60, shape=(5,))
+    with torch.no_grad():
+        network.head.bias += torch.tensor([1.0, 0.0, -1.0, -0.5])
+    mask = torch.tensor([True, True, False, True])
+    exact = fisher_diagonal(network, split, kind="exact", mask=mask)
+    generator = seeded(11)
+
+    def sample():
+        return fisher_diagonal(network, split, kind="sample", mask=mask, generator=generator)
+
+    def even():
+        labels = torch.tensor([0, 1, 3])[torch.randint(3, (60,), generator=generator)]
+        wrong = Split(split.inputs, labels)
+        return fisher_diagonal(network, wrong, kind="empirical", mask=mask)
+
+    live = torch.cat([value.flatten() for value in exact.values()]) > 0
+    assert int(live.sum()) == 69
+    assert float(z_scores(network, split, exact, sample)[live].abs().max()) < 6
+    assert float(z_scores(network, split, exact, even)[live].abs().max()) > 20
+
+
+def test_drawn_classes_follow_the_softmax():
+    """χ² with 2 degrees of freedom over 20,000 draws; 30 is exceeded with probability 3e-7."""
+    logits = torch.tensor([0.3, -torch.inf, -1.0, 1.2]).repeat(20_000, 1)
+    counts = torch.bincount(drawn(logits, seeded()), minlength=4)
+    expected = 20_000 * logits[0].softmax(0)
+    assert counts[1] == 0
+    live = torch.tensor([0, 2, 3])
+    assert float(((counts - expected) ** 2 / expected)[live].sum()) < 30
+
+
+def test_draws_do_not_depend_on_grouping_and_follow_the_generator():
+    logits = torch.randn(100, 7, generator=seeded(1))
+    whole = drawn(logits, seeded())
+    generator = seeded()
+    assert torch.equal(whole, torch.cat([drawn(part, generator) for part in logits.split(17)]))
+    assert not torch.equal(whole, drawn(logits, seeded(6)))
+
+
+# --- the mistaken kind ---------------------------------------------------------------------------------------------
+
+
+def test_batched_squares_the_mean_gradient():
+    network, split = mlp(), examples(96)
+    expected = {name: torch.zeros_like(value) for name, value in network.named_parameters()}
+    for start in range(0, 96, 32):
+        batch = split.batch(slice(start, start + 32))
+        nn.functional.cross_entropy(network(batch.inputs), batch.target).backward()
+        for name, value in network.named_parameters():
+            expected[name] += value.grad**2 / 3
+        network.zero_grad()
+    close(fisher_diagonal(network, split, kind="batched", batch_size=32), expected)
+
+
+def test_batched_shrinks_with_the_batch_size():
+    network, split = mlp(), examples(512)
+    truth = sum(float(v.sum()) for v in fisher_diagonal(network, split, kind="empirical").values())
+    sizes = (1, 8, 64, 512)
+    found = [fisher_diagonal(network, split, kind="batched", batch_size=size) for size in sizes]
+    shares = [sum(float(value.sum()) for value in result.values()) / truth for result in found]
+    assert shares[0] == pytest.approx(1.0, rel=1e-12)
+    assert all(small < large / 2 for large, small in pairwise(shares))
+
+
+# --- what it leaves alone, and whom it serves ----------------------------------------------------------------------
+
+
+class Convolutional(Network):
+    """A convolution with batch norm, then a linear head."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.body = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(inplace=True), nn.Flatten())
+        self.head = nn.Linear(12, 4)
+
+    def features(self, inputs):
+        return self.body(inputs["x"])
+
+
+class Reused(Network):
+    """A layer used `times` times."""
+
+    def __init__(self, times):
+        super().__init__()
+        torch.manual_seed(4)
+        self.times = times
+        self.layer, self.head = nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def features(self, inputs):
+        hidden = inputs["x"]
+        for _ in range(self.times):
+            hidden = torch.tanh(self.layer(hidden))
+        return hidden
+
+
+class Sequence(Network):
+    """A linear layer over a sequence: three-dimensional inputs share its weights."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.layer, self.head = nn.Linear(2, 5), nn.Linear(5, 4)
+
+    def features(self, inputs):
+        return torch.tanh(self.layer(inputs["x"].reshape(-1, 3, 2))).sum(1)
+
+
+class InPlace(Network):
+    """Activations that overwrite the outputs of the layers before them."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(4)
+        self.body = nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 8))
+        self.head = nn.Linear(8, 4)
+
+    def features(self, inputs):
+        return torch.tanh(self.body(inputs["x"]).mul_(3))
+
+
+@pytest.mark.parametrize("network", [Reused(2), Reused(0), Sequence(), mlp(norm="layer"), mlp(norm="batch")])
+@pytest.mark.parametrize("kind", ["exact", "empirical"])
+def test_other_networks_fall_back_to_the_loop(network, kind):
+    network, split = network.double(), examples(12)
+    with pytest.raises(ValueError, match="engine linear needs"):
+        fisher_diagonal(network, split, kind=kind, engine="linear")
+    close(fisher_diagonal(network, split, kind=kind), by_definition(network, split, kind))
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_convolutional_network_with_batch_norm(kind):
+    network, split = Convolutional().double(), examples(12, shape=(1, 4, 4))
+    network.train()
+    network(split.batch(slice(None)).inputs)  # running statistics other than 0 and 1
+    buffers = {name: value.clone() for name, value in network.named_buffers()}
+    mine = fisher_diagonal(network, split, kind=kind, generator=seeded())
+    assert linear_layers(network) is None
+    assert all(torch.equal(value, buffers[name]) for name, value in network.named_buffers())
+    assert network.training
+    if kind != "sample":
+        close(mine, by_definition(network, split, kind))
+
+
+@pytest.mark.parametrize("kind", ["exact", "empirical"])
+def test_layers_in_place(kind):
+    network, split = InPlace().double(), examples()
+    mine = fisher_diagonal(network, split, kind=kind, engine="linear")
+    close(mine, by_definition(network, split, kind))
+
+
+@pytest.mark.parametrize("engine", ["loop", "linear"])
+def test_frozen_parameters_are_left_out(engine):
+    network, split = mlp(), examples()
+    everything = fisher_diagonal(network, split)
+    network.body[0].weight.requires_grad_(False)
+    network.body[2].requires_grad_(False)
+    some = fisher_diagonal(network, split, engine=engine)
+    assert list(some) == ["body.0.bias", "head.weight", "head.bias"]
+    close(some, {name: everything[name] for name in some})
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "batched"])
+@pytest.mark.parametrize("engine", ["loop", "linear"])
+def test_network_is_left_as_it_was(kind, engine):
+    network, split = mlp(dropout=0.5), examples(8)
+    network.train()
+    network.body[2].eval()
+    nn.functional.cross_entropy(network(split.batch(slice(None)).inputs), split.target).backward()
+    gradients = [value.grad.clone() for value in network.parameters()]
+    modes = [module.training for module in network.modules()]
+    with torch.no_grad():
+        mine = fisher_diagonal(network, split, kind=kind, engine=engine, generator=seeded())
+    network.eval()
+    assert not any(module._forward_hooks for module in network.modules())
+    close(mine, fisher_diagonal(network, split, kind=kind, engine=engine, generator=seeded()), rtol=0)
+    for value, before in zip(network.parameters(), gradients, strict=True):
+        assert torch.equal(value.grad, before)
+    assert modes.count(False) == 1
+
+
+def test_modes_are_restored_after_a_failure():
+    network, split = mlp(dropout=0.5), examples(8)
+    network.train()
+    network.body[2].eval()
+    with pytest.raises(RuntimeError):
+        fisher_diagonal(network, Split({"x": split.inputs["x"][:, :3]}, split.target))
+    assert [module.training for module in network.modules()].count(False) == 1
+    assert not network.body[2].training
+    assert not any(module._forward_hooks for module in network.modules())
+
+
+def test_examples_of_masked_classes_are_refused():
+    network, split = mlp(), examples()
+    mask = torch.tensor([True, False, True, True])
+    for kind in ("empirical", "batched"):
+        with pytest.raises(ValueError, match="active classes only"):
+            fisher_diagonal(network, split, kind=kind, mask=mask)
+    assert fisher_diagonal(network, split, kind="exact", mask=mask)
+
+
+def test_confident_networks_give_finite_numbers():
+    network, split = mlp(dtype=torch.float32), examples(dtype=torch.float32)
+    with torch.no_grad():
+        network.head.weight *= 1e4
+    for kind in KINDS:
+        for value in fisher_diagonal(network, split, kind=kind, generator=seeded()).values():
+            assert value.isfinite().all()
