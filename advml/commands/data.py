@@ -25,6 +25,9 @@ from advml import registry
 from advml.errors import AdvmlError, ConfigError, did_you_mean
 
 if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
     from advml.data.fetch import Progress
     from advml.data.files import FileState
 
@@ -96,7 +99,7 @@ def _list(datasets: dict[str, Any], data_dir: Path) -> int:
     from advml.data.files import download_command, inspect
 
     console = Console()
-    console.print(f"{data_dir}, a folder for each data set:", soft_wrap=True, highlight=False, markup=False)
+    _say(console, f"{data_dir}, a folder for each data set:")
     table = Table(box=box.SIMPLE_HEAD)
     table.add_column("data set", no_wrap=True)
     table.add_column("file", no_wrap=True)
@@ -112,8 +115,13 @@ def _list(datasets: dict[str, Any], data_dir: Path) -> int:
         table.add_section()
     console.print(table)
     for name in lacking:
-        console.print(f"fetch {name} with: {download_command(name, data_dir)}", soft_wrap=True, highlight=False, markup=False)
+        _say(console, f"fetch {name} with: {download_command(name, data_dir)}")
     return 0
+
+
+def _say(console: Console, *words: str | Text) -> None:
+    """One line, however long: paths are copied, and programs read them."""
+    console.print(*words, soft_wrap=True, highlight=False, markup=False)
 
 
 def _size(state: FileState) -> str:
@@ -125,7 +133,7 @@ def _size(state: FileState) -> str:
     return f"{size / 1e6:,.1f} MB" if size > 1e5 else f"{size / 1e3:,.1f} kB"
 
 
-def _state(state: FileState) -> Any:
+def _state(state: FileState) -> Text:
     from rich.text import Text
 
     other = state.path is not None and state.path.name != Path(state.file.name).name
@@ -145,9 +153,9 @@ def _verify(datasets: dict[str, Any], data_dir: Path) -> int:
         states = inspect(cls, data_dir)
         for state in states:
             place = state.path or data_dir / name / state.file.name
-            console.print(_state(state), str(place), soft_wrap=True, highlight=False, markup=False)
+            _say(console, _state(state), str(place))
         if any(state.state in ("absent", "damaged") for state in states):
-            console.print(f"mend {name} with: {download_command(name, data_dir)}", soft_wrap=True, highlight=False)
+            _say(console, f"mend {name} with: {download_command(name, data_dir)}")
             code = 1
     return code
 
@@ -161,7 +169,7 @@ def _download(datasets: dict[str, Any], data_dir: Path) -> int:
     console, code = Console(), 0
 
     def note(text: str) -> None:
-        console.print(text, soft_wrap=True, highlight=False, markup=False)
+        _say(console, text)
 
     for name, cls in datasets.items():
         try:
@@ -183,7 +191,7 @@ def _download(datasets: dict[str, Any], data_dir: Path) -> int:
 
 
 @contextmanager
-def _progress(console: Any) -> Iterator[Progress | None]:
+def _progress(console: Console) -> Iterator[Progress | None]:
     """A bar in a terminal; nothing elsewhere, where it would fill a log."""
     if not console.is_terminal:
         yield None

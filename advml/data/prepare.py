@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from advml.contracts import Prepare
@@ -51,10 +52,39 @@ class Reorder:
         return {"kind": "reorder", "order": self.order.cpu()}
 
 
+@dataclass(frozen=True)
+class Rotate:
+    """Images [B, C, H, W] turned counter-clockwise by `degrees` about their centre, bilinear, zero outside."""
+
+    degrees: float
+    dtype: torch.dtype = torch.float32
+
+    def __call__(self, values: Tensor) -> Tensor:
+        images = values.to(self.dtype)
+        turn = torch.tensor(self.degrees, dtype=torch.float64).deg2rad()
+        cos, sin = float(turn.cos()), float(turn.sin())
+        height, width = images.shape[-2:]
+        # Coordinates run from −1 to 1 on both axes, y downwards; a side's length scales the other axis' share.
+        rows = [[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]]
+        matrix = images.new_tensor(rows).expand(len(images), 2, 3)
+        grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+        return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Rotate:
+        """The same turn, of images in `dtype`."""
+        return Rotate(self.degrees, dtype)
+
+    def state(self) -> dict[str, Any]:
+        """For `restore`."""
+        return {"kind": "rotate", "degrees": self.degrees}
+
+
 def restore(state: Mapping[str, Any]) -> Prepare:
     """The preparation whose `state()` this is."""
     if state["kind"] == "affine":
         return Affine(state["factor"], state["offset"])
+    if state["kind"] == "rotate":
+        return Rotate(state["degrees"])
     return Reorder(state["order"])
 
 

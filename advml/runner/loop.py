@@ -115,6 +115,8 @@ class Loop:
         reasons = []
         for split in splits:
             record = self.measure(split)
+            if not record:
+                continue
             reasons += [observer.record(record) for observer in self.observers]
             if split == self.objective.split and self.objective.keep_best:
                 self._keep_if_best(record.get(self.objective.metric))

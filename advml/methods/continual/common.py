@@ -1,0 +1,164 @@
+"""What continual methods share: a phase per task, blocks of iterations, masks, the accuracy matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from advml.config import PositiveInt, settings
+from advml.contracts import Artifact, At, Batch, Classes, Context, Heatmap, Method, Metrics, Needs, Network, Objective
+from advml.contracts import Phase, Record, SplitName
+from advml.data.stream import Stream
+from advml.errors import ConfigError
+from advml.methods.continual.metrics import accuracy_matrix, summarise
+from advml.nn.evaluation import predict
+from advml.nn.losses import make_loss
+from advml.nn.metrics import accuracy
+from advml.nn.optimisers import make_optimiser
+from advml.nn.training import TrainingSettings, batches_of, minibatches, rows_kept, train
+
+
+@settings
+class ContinualSettings(TrainingSettings):
+    """Keys of every continual method: configs/method/_base/continual.yaml."""
+
+    iterations: PositiveInt
+    block: PositiveInt
+    fresh_optimiser: bool
+
+
+class Continual(Method):
+    """A network that learns the tasks of a stream in turn. Subclasses write `step`; `train_block` does its work."""
+
+    settings = ContinualSettings
+    needs = Needs(view="stream", targets=(Classes,))
+    objective = Objective("average_accuracy", "valid", "max", keep_best=False)
+    tests_each_phase = True
+
+    def setup(self, context: Context) -> None:
+        """One network with one head over the outputs of all tasks."""
+        self.context, self.config = context, context.settings
+        self.stream: Stream = context.data
+        empty = [task.label for task in self.stream if not len(task.train)]
+        if empty:
+            raise ConfigError(f"view: no training example for the task of classes {', '.join(empty)}")
+        try:
+            self.loss = make_loss(self.config.loss, self.stream.spec.target, self.config.label_smoothing)
+        except ValueError as error:
+            raise ConfigError(f"method.loss: {error}; use method.loss=auto") from None
+        self.network = context.build()
+        self.optimiser = make_optimiser(self.network.parameters(), self.config)
+        self.begun = 0  # tasks whose training has begun
+
+    def phases(self) -> Sequence[Phase]:
+        """A phase for each task, a step for each block of iterations."""
+        blocks = -(-self.config.iterations // self.config.block)
+        return [Phase(task.name, "block", blocks) for task in self.stream]
+
+    def train_block(
+        self,
+        at: At,
+        examples: int | None = None,
+        batches: Callable[[Tensor], Batch] | None = None,
+        transform: Callable[[], None] | None = None,
+    ) -> Tensor:
+        """Train on one block of iterations of the task at hand; the mean loss.
+
+        By default on the task's own examples; otherwise on `batches(index)`, with index int64 into `examples`.
+        `transform` changes the gradients before each update.
+        """
+        task = self.stream[at.phase]
+        self.begun = at.phase + 1
+        if at.index == 0 and self.config.fresh_optimiser:
+            self.optimiser = make_optimiser(self.network.parameters(), self.config)
+        start = at.index * self.config.block
+        stop = min(start + self.config.block, self.config.iterations)
+        indices = minibatches(
+            len(task.train) if examples is None else examples,
+            self.config.batch_size,
+            start,
+            stop,
+            lambda epoch: self.context.rng("shuffle", at.phase, epoch),
+        )
+        active = self.stream.mask(at.phase, self.begun)
+        chosen = batches_of(task.train, indices, active) if batches is None else map(batches, indices)
+        if batches is not None and self.stream.scenario == "task":  # a mixture of tasks trains the outputs of them all
+            for earlier in self.stream.tasks[: at.phase]:
+                active = active | earlier.outputs
+        with rows_kept(self.network.head, active):
+            return train(
+                self.network,
+                chosen,
+                self.loss,
+                self.optimiser,
+                settings=self.config,
+                update=start,
+                total=self.config.iterations,
+                count=self.context.count,
+                transform=transform,
+                autocast=self.context.autocast,
+            )
+
+    def evaluate(self, split: SplitName) -> Metrics:
+        """Accuracy of each task and their mean over the tasks begun; validation leaves out tasks still to come."""
+        tasks = self.stream.tasks if split != "valid" else self.stream.tasks[: self.begun]
+        metrics: dict[str, Tensor] = {}
+        for number, task in enumerate(tasks):
+            examples = task.split(split)
+            if len(examples):
+                mask = self.stream.mask(number, self.begun)
+                outputs = predict(self.network, examples, mask, self.context.autocast)
+                metrics[f"accuracy/{task.name}"] = accuracy(outputs, examples.target)
+        seen = [metrics[name] for task in self.stream.tasks[: self.begun] if (name := f"accuracy/{task.name}") in metrics]
+        average = {"average_accuracy": sum(seen[1:], seen[0]) / len(seen)} if seen else {}
+        return average | metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Network, optimiser, tasks begun."""
+        return {
+            "network": self.network.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "begun": self.begun,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore all of it."""
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        self.begun = state["begun"]
+
+    def result(self) -> Network:
+        """The network after the last task."""
+        return self.network
+
+    def summary(self, records: Sequence[Record]) -> Metrics:
+        """ACC, BWT, FWT, forgetting and learning accuracy of a complete run, on the test split."""
+        rows = self._rows(records)
+        before = rows.pop("start", None)
+        if len(rows) < len(self.stream):
+            return {}
+        # With an output of its own for each task, an unseen task's outputs are untrained: nothing can be transferred.
+        multi_head = self.stream.scenario == "task"
+        return {f"test_{name}": value for name, value in summarise(
+            list(rows.values()), None if multi_head else before
+        ).items()}  # fmt: skip
+
+    def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
+        """The accuracy matrix R, before any training and after each task."""
+        rows = self._rows(records)
+        if not rows:
+            return {}
+        labels = {task.name: f"{task.name} ({task.label})" for task in self.stream}
+        named = ["before" if name == "start" else f"after {name}" for name in rows]
+        title = f"Test accuracy, {self.stream.scenario}-incremental"
+        matrix = Heatmap(
+            list(rows.values()), named, [*labels.values()], "trained up to", "tested on", title, "accuracy"
+        )
+        return {"accuracy_matrix": matrix}
+
+    def _rows(self, records: Sequence[Record]) -> dict[str, list[float]]:
+        if not all(len(task.test) for task in self.stream):
+            return {}
+        return accuracy_matrix(records, self.phases(), [task.name for task in self.stream])
