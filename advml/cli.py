@@ -60,12 +60,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"advml: {line}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("advml: interrupted", file=sys.stderr)
-        return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `advml list runs | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:  # a full disk, a folder that may not be read: nothing that a traceback would explain
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"advml: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("advml: interrupted", file=sys.stderr)
+        return 130
 
 
 def _help_of(verb: str) -> str:

@@ -7,6 +7,7 @@ force-added, so that a misspelt key reaches the binder, which then reports all m
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,27 +16,39 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, ValueType
 from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from advml.errors import AdvmlError, ConfigError, did_you_mean
 from advml.roots import config_root, extra_roots, members
 
-# Hydra's options that take a value of their own: the word after them is no override.
-FLAGS_WITH_VALUE = ("--config-dir", "-cd", "--config-name", "-cn", "--config-path", "-cp", "--cfg", "-c", "--package",
-                    "-p", "--info", "-i", "--experimental-rerun", "--shell-completion", "-sc")  # fmt: skip
+# Hydra's options: those that stand alone, and those whose next word is their value, with its choices where there are.
+FLAGS = ("--multirun", "-m", "--run", "-r", "--resolve", "--hydra-help", "--version")
+CFG, INFO = ("job", "hydra", "all"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+FLAGS_WITH_VALUE: Mapping[str, Sequence[str]] = {
+    "--config-dir": (), "-cd": (), "--config-name": (), "-cn": (), "--config-path": (), "-cp": (), "--package": (),
+    "-p": (), "--cfg": CFG, "-c": CFG, "--info": INFO, "-i": INFO, "--experimental-rerun": (),
+    "--shell-completion": (), "-sc": (),
+}  # fmt: skip
 
 
 # --- from the command line ----------------------------------------------------------------------------------------
 
 
-def through_hydra(task: Callable[[DictConfig], int], arguments: Sequence[str]) -> int:
+def through_hydra(
+    task: Callable[[DictConfig], int], check: Callable[[DictConfig], object], arguments: Sequence[str]
+) -> int:
     """Run `task` as a Hydra application on the arguments of a verb; the exit code is the task's (of several jobs, the
-    worst). Multirun, sweepers, launchers, --cfg, --config-dir, hydra.* and tab completion are Hydra's own."""
+    worst). Multirun, sweepers, launchers, --cfg, --config-dir, hydra.* and tab completion are Hydra's own.
+
+    `check` sees every job of a multirun before the first of them is run.
+    """
     codes = [0]
     mistakes: dict[str, None] = {}
 
@@ -48,8 +61,12 @@ def through_hydra(task: Callable[[DictConfig], int], arguments: Sequence[str]) -
         return codes[-1]
 
     options, overrides = separate(arguments)
-    prepared = [*options, *forced(overrides, _config_dirs(options)), *_search_path()]
-    with _patched(sys, "argv", ["advml", *prepared]), _full_errors(), one_line_errors():
+    several = "-m" in options or "--multirun" in options
+    prepared = forced(overrides, _config_dirs(options), several)
+    if several:
+        _check_jobs(check, prepared, _config_dirs(options))
+    words = ["advml", *options, *prepared, *_search_path([])]
+    with _patched(sys, "argv", words), _full_errors(), one_line_errors():
         hydra.main(config_path=str(config_root()), config_name="config", version_base="1.3")(job)()
     if mistakes:
         raise ConfigError(mistakes) if max(codes) == ConfigError.exit_code else AdvmlError("\n".join(mistakes))
@@ -57,14 +74,41 @@ def through_hydra(task: Callable[[DictConfig], int], arguments: Sequence[str]) -
 
 
 def compose(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
-    """Compose without a Hydra application: (tree, YAML file chosen in each group). For Python and for checks."""
-    prepared = forced(list(overrides), [])
+    """Compose without a Hydra application: (tree, YAML file chosen in each group). For Python and for checks.
+
+    Of Hydra's options it takes --config-dir only.
+    """
+    options, values = separate(overrides)
+    dirs = _config_dirs(options)
+    if len(options) != 2 * len(dirs):
+        raise ConfigError(f"{options[0]}: only advml run takes this option")
+    config = _composed(forced(values, dirs), dirs)
+    choices = {str(key): str(value) for key, value in config.hydra.runtime.choices.items()}
+    return as_tree(config), choices
+
+
+def _composed(prepared: Sequence[str], dirs: Sequence[Path]) -> DictConfig:
     with one_line_errors():
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(config_root()), version_base="1.3", job_name="advml"):
-            config = hydra.compose("config", [*prepared, *_search_path()], return_hydra_config=True)
-    choices = {str(key): str(value) for key, value in config.hydra.runtime.choices.items()}
-    return as_tree(config), choices
+            return hydra.compose("config", [*prepared, *_search_path(dirs)], return_hydra_config=True)
+
+
+def _check_jobs(check: Callable[[DictConfig], object], prepared: Sequence[str], dirs: Sequence[Path]) -> None:
+    """Compose and check each job that a multirun will consist of; raises ConfigError with the mistakes of all."""
+    if any(word.lstrip("+").startswith("hydra/sweeper") for word in prepared):
+        return  # another sweeper invents its jobs as it goes
+    mistakes: dict[str, None] = {}
+    with one_line_errors():
+        parsed = OverridesParser.create().parse_overrides([word for word in prepared if not _is_hydras(word)])
+        (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
+    for job in jobs:
+        try:
+            check(_composed(job, dirs))
+        except ConfigError as error:
+            mistakes.update(dict.fromkeys(error.mistakes))
+    if mistakes:
+        raise ConfigError(mistakes)
 
 
 def as_tree(config: DictConfig) -> dict[str, Any]:
@@ -81,22 +125,33 @@ def as_tree(config: DictConfig) -> dict[str, Any]:
 
 
 def separate(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(options for Hydra, overrides)."""
-    options: list[str] = []
-    overrides: list[str] = []
+    """(options for Hydra, each value a word of its own; overrides). Raises ConfigError for options there are not."""
+    options, overrides, mistakes = [], [], []
     words = iter(arguments)
     for word in words:
+        flag, joined, value = word.partition("=")
         if not word.startswith("-"):
             overrides.append(word)
-            continue
-        options.append(word)
-        if word in FLAGS_WITH_VALUE:
-            options += [next(words, "")]
+        elif word in FLAGS:
+            options.append(word)
+        elif flag not in FLAGS_WITH_VALUE:
+            hint = did_you_mean(flag, [*FLAGS, *FLAGS_WITH_VALUE])
+            mistakes.append(f"{word}: unknown option{hint} (see: advml run --help)")
+        else:
+            value, choices = value if joined else next(words, ""), FLAGS_WITH_VALUE[flag]
+            if not value or (choices and value not in choices):
+                mistakes.append(f"{flag}: needs a value" + (f": {' | '.join(choices)}" if choices else ""))
+            options += [flag, value]
+    if mistakes:
+        raise ConfigError(mistakes)
     return options, overrides
 
 
-def forced(overrides: Sequence[str], more_roots: Sequence[Path]) -> list[str]:
-    """Check group choices and force-add values. Raises ConfigError with every unknown choice and malformed word."""
+def forced(overrides: Sequence[str], more_roots: Sequence[Path] = (), several: bool = False) -> list[str]:
+    """Check group choices and force-add values. Raises ConfigError with every unknown choice and malformed word.
+
+    `several`: may a key have several values, for a job each?
+    """
     roots = [config_root(), *extra_roots(), *more_roots]
     mistakes, prepared = [], []
     for word in overrides:
@@ -106,38 +161,50 @@ def forced(overrides: Sequence[str], more_roots: Sequence[Path]) -> list[str]:
             mistakes.append(f"{word}: not an override; write key=value, and quote values with special characters")
             continue
         key = parsed.key_or_group
-        if key.startswith("hydra") or "/" in key:
+        if not key:
+            mistakes.append(f"{word}: names no key; write key=value")
+        elif _is_hydras(word):
             prepared.append(word)
+        elif parsed.is_sweep_override() and not several:
+            mistakes.append(f"{word}: several values; add -m to run each of them, or write a list as {key}=[a,b]")
         elif any((root / key).is_dir() for root in roots):
             mistakes += _unknown_choices(parsed, key, members(key, roots))
-            prepared.append(word)
-        elif parsed.type == OverrideType.CHANGE:
-            prepared.append(f"++{word}")
+            if parsed.type == OverrideType.DEL or parsed.value() is not None:
+                prepared.append(word)
+        elif "/" in key:
+            mistakes.append(f"{word}: no such group of configuration files: {key}")
         else:
-            prepared.append(word)
+            prepared.append(f"++{word}" if parsed.type == OverrideType.CHANGE else word)
     if mistakes:
         raise ConfigError(mistakes)
     return prepared
 
 
+def _is_hydras(word: str) -> bool:
+    """Is it an override of Hydra's own configuration?"""
+    return re.match(r"[+~]*hydra[./@]", word) is not None
+
+
 def _unknown_choices(parsed: Override, group: str, known: Mapping[str, Path]) -> Iterator[str]:
-    """A line for each choice of a group that no YAML file offers."""
+    """A line for each choice of a group that no YAML file offers. Only an experiment may be null: none is chosen."""
     if parsed.type == OverrideType.DEL or parsed.value_type not in (ValueType.ELEMENT, ValueType.SIMPLE_CHOICE_SWEEP):
         return
     value: Any = parsed.value()
     chosen = value.list if parsed.is_sweep_override() else [value]
     for choice in chosen:
-        if choice is not None and str(choice) not in known and str(choice) != "null":
-            yield f"{group}={choice}: unknown {group}{did_you_mean(str(choice), known)} (see: advml list {group}s)"
+        if str(choice) not in known and not (choice is None and group == "experiment"):
+            shown = "null" if choice is None else str(choice)
+            yield f"{group}={shown}: unknown {group}{did_you_mean(shown, known)} (see: advml list {group}s)"
 
 
 def _config_dirs(options: Sequence[str]) -> list[Path]:
-    return [Path(value) for flag, value in pairwise(options) if flag in ("--config-dir", "-cd")]
+    return [Path(value).absolute() for flag, value in pairwise(options) if flag in ("--config-dir", "-cd")]
 
 
-def _search_path() -> list[str]:
-    roots = extra_roots()
-    return [f"hydra.searchpath=[{','.join(f'file://{root}' for root in roots)}]"] if roots else []
+def _search_path(more_roots: Sequence[Path]) -> list[str]:
+    roots = [*extra_roots(), *more_roots]
+    quoted = ("'file://" + str(root).replace("'", r"\'") + "'" for root in roots)
+    return [f"hydra.searchpath=[{','.join(quoted)}]"] if roots else []
 
 
 # --- errors -------------------------------------------------------------------------------------------------------
@@ -145,12 +212,15 @@ def _search_path() -> list[str]:
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """Hydra's and OmegaConf's own errors as ConfigError."""
+    """Hydra's, OmegaConf's and YAML's own errors as ConfigError."""
     try:
         yield
-    except (HydraException, OmegaConfBaseException) as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ConfigError(lines[0] if lines else type(error).__name__) from None
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(key + (str(error).splitlines() or [type(error).__name__])[0]) from None
+    except (HydraException, YAMLError) as error:
+        said = str(error).partition("Config search path:")[0]
+        raise ConfigError(" ".join(said.split()) or type(error).__name__) from None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ Defaults live only in YAML; types and bounds live only in settings classes, made
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform, get_args, get_type_hints
 
 from annotated_types import Ge, Gt, Interval
@@ -44,6 +45,10 @@ class Limits:
     samples: PositiveInt | None
     updates: PositiveInt | None
     gradients: PositiveInt | None
+    evaluations: PositiveInt | None
+    circuits: PositiveInt | None
+    bytes_up: PositiveInt | None
+    bytes_down: PositiveInt | None
 
 
 @settings
@@ -66,6 +71,13 @@ class RunSettings:
 
 
 GROUPS: tuple[registry.Kind, ...] = ("dataset", "view", "model", "method")
+INTERFACE: Mapping[registry.Kind, tuple[str, ...]] = {
+    "dataset": ("settings", "spec", "load"),
+    "view": ("settings", "kind", "view_spec", "of"),
+    "model": ("settings", "check"),
+    "method": ("settings", "needs", "setup", "phases", "step", "evaluate", "state_dict"),
+}
+"""What the class behind a name must have at least, to be told from any other class."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +107,7 @@ def bind(tree: Mapping[str, Any]) -> Bound:
     run_keys = {field.name for field in fields(RunSettings)}
     for key in tree:
         if key not in run_keys and key not in GROUPS:
-            mistakes.append(f"{key}: unknown key{did_you_mean(key, run_keys | set(GROUPS))}")
+            mistakes.append(f"{key}: unknown key{_meant(key, run_keys | set(GROUPS), tree)}")
 
     run = _bind_settings(RunSettings, {key: tree[key] for key in tree if key in run_keys}, "", mistakes)
     parts: dict[str, Part] = {}
@@ -109,6 +121,17 @@ def bind(tree: Mapping[str, Any]) -> Bound:
     return Bound(run=run, tree=tree, **parts)
 
 
+def _meant(key: str, known: set[str], tree: Mapping[str, Any]) -> str:
+    """A hint for an unknown key at the top: often the block was forgotten, as in `lr=0.1`."""
+    places = {name: name for name in known}
+    for group in GROUPS:
+        branch = tree.get(group)
+        keys = [name for name in branch if name != "name"] if isinstance(branch, Mapping) else []
+        places |= {name: f"{group}.{name}" for name in keys}
+    near = get_close_matches(key, places, n=1, cutoff=0.5)
+    return f"; did you mean {places[near[0]]}?" if near else ""
+
+
 def _bind_part(group: registry.Kind, branch: Any, mistakes: list[str]) -> Part | None:
     if not isinstance(branch, Mapping) or not isinstance(branch.get("name"), str):
         mistakes.append(f"{group}: must be a block with a name, not {_shown(branch)} (see: advml list {group}s)")
@@ -119,6 +142,10 @@ def _bind_part(group: registry.Kind, branch: Any, mistakes: list[str]) -> Part |
     except ConfigError as error:
         mistakes.extend(error.mistakes)
         return None
+    missing = [name for name in INTERFACE[group] if not hasattr(cls, name)]
+    if missing:
+        mistakes.append(f"{group}={name}: is no {group}: the class lacks {', '.join(missing)} (see docs/extending.md)")
+        return None
     values = {key: value for key, value in branch.items() if key != "name"}
     bound = _bind_settings(cls.settings, values, f"{group}.", mistakes)
     return None if bound is None else Part(name, cls, bound)
@@ -126,6 +153,10 @@ def _bind_part(group: registry.Kind, branch: Any, mistakes: list[str]) -> Part |
 
 def _bind_settings(cls: type[Class], values: Mapping[str, Any], prefix: str, mistakes: list[str]) -> Class | None:
     """Validate strictly, as JSON: 3 may become 3.0 and a list a tuple, but "3" is no number and true is no 1."""
+    missing = [f"{prefix}{name}" for name, value in values.items() if value == "???"]  # OmegaConf's "must be given"
+    if missing:
+        mistakes.extend(f"{key}: must be given, like {key}=VALUE" for key in missing)
+        return None
     try:
         return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
@@ -153,10 +184,11 @@ def _explain(error: ValidationError, cls: type, values: Mapping[str, Any], prefi
             yield f"{key}: unknown key{did_you_mean(str(path[-1]), known, parent)}"
         elif detail["type"] == "value_error":  # a __post_init__ of settings said "KEY: what is wrong"
             yield prefix + ".".join([*map(str, path), str(detail["ctx"]["error"])])
-        elif detail["input"] == "???":
-            yield f"{key}: must be given on the command line, like {key}=VALUE"
         else:
             reason = detail["msg"].removeprefix("Input should be ").replace("a valid array", "a list")
+            reason = reason.replace("an object", "a block of keys")
+            if detail["type"] == "string_pattern_mismatch":
+                reason = f"of the form {detail['ctx']['pattern'].strip('^$')}"
             reasons.setdefault(key, []).append(reason)
             inputs[key] = detail["input"]
     for key, alternatives in reasons.items():

@@ -260,6 +260,11 @@ class Network(nn.Module):
         """None if the network can serve the spec; otherwise what it needs, to be shown to the user."""
         return None
 
+    @classmethod
+    def make(cls, spec: Spec, settings: Any) -> Network:
+        """A freshly initialised network for the spec, on the CPU."""
+        return cls(spec, settings)
+
     def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """The representation [B, F] that the head reads."""
         raise NotImplementedError
@@ -293,7 +298,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Heatmap:
-    """A matrix with labelled rows and columns → artifacts/NAME.csv and figures/NAME.{png,svg}. None: not defined."""
+    """A matrix with labelled rows and columns → artifacts/NAME.csv and figures/NAME.{png,svg}.
+
+    A value of None is not defined. `limits`: what the ends of the colour scale mean; by default the extreme values.
+    """
 
     values: Sequence[Sequence[float | None]]
     rows: Sequence[str]
@@ -303,6 +311,7 @@ class Heatmap:
     title: str = ""
     unit: str = ""
     decimals: int = 3
+    limits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)

@@ -2,10 +2,13 @@
 
 Strings, not classes: listing what there is imports nothing. Other packages add names through the entry-point
 groups `advml.methods`, `advml.datasets`, `advml.views` and `advml.models`, and folders of YAML through
-`advml.configs` (see docs/extending.md).
+`advml.configs`. A name with a colon is such a string itself (`name: my_module:MyMethod`), imported from PYTHONPATH or
+the current folder: one file of one's own needs no package (see docs/extending.md).
 """
 
 import importlib
+import os
+import sys
 from functools import cache
 from importlib.metadata import entry_points
 from typing import Any, Literal
@@ -66,6 +69,10 @@ def names(kind: Kind) -> list[str]:
 def resolve(kind: Kind, name: str) -> Any:
     """The class behind a name. Raises ConfigError for an unknown name or one whose package does not import."""
     target = _table(kind).get(name)
+    if target is None and ":" in name:
+        target = name
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
     if target is None:
         raise ConfigError(
             f"{kind}={name}: unknown {kind}{did_you_mean(name, names(kind))} (see: advml list {kind}s)"
@@ -73,5 +80,6 @@ def resolve(kind: Kind, name: str) -> Any:
     module, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ConfigError(f"{kind}={name}: cannot load {target}: {error}") from error
+    except Exception as error:  # code of others: whatever is wrong with it must not look like a fault of advml
+        reason = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"{kind}={name}: cannot load {target}: {type(error).__name__}: {reason}") from error

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
+
+from advml.errors import ConfigError
 
 
 def config_root() -> Path:
@@ -19,9 +22,12 @@ def config_root() -> Path:
 def extra_roots() -> list[Path]:
     """Configuration folders of plug-ins (entry points `advml.configs`, each a package) and of $ADVML_CONFIG_PATH."""
     roots = [Path(folder) for folder in os.environ.get("ADVML_CONFIG_PATH", "").split(os.pathsep) if folder]
+    if missing := [root for root in roots if not root.is_dir()]:
+        raise ConfigError(f"ADVML_CONFIG_PATH: {root}: no such folder" for root in missing)
     for point in entry_points(group="advml.configs"):
-        found = find_spec(point.value)
-        roots += [Path(folder) for folder in (found.submodule_search_locations or [])] if found else []
+        with suppress(ImportError):  # half a plug-in: its names will say so when they are used
+            found = find_spec(point.value)
+            roots += [Path(folder) for folder in (found.submodule_search_locations or [])] if found else []
     return [root.absolute() for root in roots]
 
 

@@ -59,7 +59,8 @@ def _runs(root: Path) -> None:
                 objective = folder.result()["objective"]
                 value = "–" if objective["value"] is None else f"{objective['value']:.4g}"
                 line += f"{objective['split']} {objective['metric']} {value}"
-        except (AdvmlError, KeyError, TypeError, ValueError) as error:
-            known = isinstance(error, AdvmlError)
-            line = f"{'corrupt':<12}{str(error).removeprefix(f'{folder.path}/') if known else 'damaged result.json'}"
+        except AdvmlError as error:
+            line = f"{'corrupt':<12}{str(error).removeprefix(f'{folder.path}/')}"
+        except (KeyError, TypeError, ValueError):
+            line = f"{'corrupt':<12}result.json: damaged"
         print(f"{folder.path.relative_to(root.absolute())}  {line}")

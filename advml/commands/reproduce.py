@@ -33,7 +33,8 @@ def main(arguments: Sequence[str]) -> int:
         state = old.status()["state"]
         raise ConfigError(f"{old.path}: is {state}, not completed; finish it first: advml resume {old.path}")
     saved, before = complete(old), old.environment()
-    tree = with_overrides({**saved, "threads": before["threads"]}, arguments[1:])
+    replayable = {**saved, "threads": before["threads"], "limits": _limits(saved["limits"], old.result())}
+    tree = with_overrides(replayable, arguments[1:])
     asked = Asked(f"advml reproduce {' '.join(arguments)}", arguments[1:], before.get("choices", {}))
     outcome = start(bind(tree), asked)
     if outcome.state != "completed":
@@ -57,6 +58,14 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if same_bytes else 1
 
 
+def _limits(limits: Any, result: Mapping[str, Any]) -> Any:
+    """The limits of a run, but steps in the place of seconds: a clock cannot be replayed."""
+    if not isinstance(limits, Mapping) or limits.get("seconds") is None:
+        return limits
+    steps = result["budget"]["steps"] if result["stopped_by"] else limits["steps"]
+    return {**limits, "seconds": None, "steps": steps}
+
+
 def differing_records(left: Sequence[Mapping[str, Any]], right: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Where two records part first, and for every metric its largest difference and last values."""
     if len(left) != len(right):
@@ -78,5 +87,3 @@ def differing_records(left: Sequence[Mapping[str, Any]], right: Sequence[Mapping
     for label, (gap, x, y) in gaps.items():
         if gap:
             yield f"{label}: differs by up to {gap:.3g}; last {x:.6g} against {y:.6g}"
-
-

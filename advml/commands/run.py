@@ -29,27 +29,37 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str]) -> int:
     """Compose with Hydra, bind, run, show the result."""
-    from advml.compose import separate, through_hydra
+    from advml.compose import as_tree, separate, through_hydra
+    from advml.config import bind
+    from advml.runner.fit import check_fit
 
     options, overrides = separate(arguments)
     if "-sc" in options or "--shell-completion" in options:
         os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace("advml run ", "advml ", 1)
     command = shlex.join(["advml", "run", *arguments])
 
+    def check(config: DictConfig) -> None:
+        from advml.runner.environment import resolve_device
+
+        bound = bind(as_tree(config))
+        check_fit(bound)
+        resolve_device(bound.run.device)
+
     def job(config: DictConfig) -> int:
         from hydra.core.hydra_config import HydraConfig
         from hydra.types import RunMode
 
         from advml.commands.show import show_outcome
-        from advml.compose import as_tree
-        from advml.config import bind
         from advml.runner.run import Asked, start
 
         hydra_config = HydraConfig.get()
-        typed = list(hydra_config.overrides.task) if hydra_config.mode == RunMode.MULTIRUN else overrides
+        one_of_several = hydra_config.mode == RunMode.MULTIRUN
+        typed = [word.lstrip("+") for word in hydra_config.overrides.task] if one_of_several else overrides
         choices = {str(group): str(choice) for group, choice in hydra_config.runtime.choices.items()}
         outcome = start(bind(as_tree(config)), Asked(command, typed, choices))
         show_outcome(outcome)
+        if one_of_several and outcome.state == "interrupted":
+            raise KeyboardInterrupt  # whoever stops one job means all of them
         return outcome.exit_code
 
-    return through_hydra(job, arguments)
+    return through_hydra(job, check, arguments)

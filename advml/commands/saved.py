@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import OverrideType
 from hydra.errors import HydraException
 
 from advml.compose import compose
@@ -26,7 +27,8 @@ def complete(folder: RunFolder) -> dict[str, Any]:
     saved = folder.tree()
     environment = folder.environment()
     choices: Mapping[str, str] = environment.get("choices", {})
-    chosen = [f"{group}={choices[group]}" for group in GROUPS if choices.get(group) in members(group)]
+    groups = (*GROUPS, "experiment")
+    chosen = [f"{group}={choices[group]}" for group in groups if choices.get(group) in members(group)]
     today, _ = compose(chosen)
     for key in _fill(saved, today, ""):
         print(f"advml: {key}: not in the saved configuration, taken from today's", file=sys.stderr)
@@ -66,7 +68,7 @@ def with_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
             mistakes.append(f"{word}: not an override; write key=value")
             continue
         key = parsed.key_or_group
-        if key in GROUPS or parsed.is_sweep_override() or parsed.type is None:
+        if key in GROUPS or parsed.is_sweep_override() or parsed.type == OverrideType.DEL:
             mistakes.append(f"{word}: a saved configuration takes single values only, like method.lr=0.1")
             continue
         *path, leaf = key.split(".")

@@ -55,4 +55,6 @@ def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.4f}" if abs(value) < 1000 else f"{value:.4g}"
+    if value is None:
+        return "–"
+    return f"{value:.4f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:.4g}"

@@ -98,8 +98,8 @@ def _decode(archive: zipfile.ZipFile, path: Path, entry: str) -> np.ndarray:
             return np.asarray(picture.convert("L")) < 128
     except Damaged:
         raise
-    except Exception as error:  # zip, zlib and PNG readers fail in many ways
-        raise Damaged(path, f"is corrupt: {entry} cannot be read ({error})") from error
+    except Exception as error:  # zip, zlib and PNG readers fail in many ways, and say it with addresses of objects
+        raise Damaged(path, f"is corrupt: {entry} cannot be read ({type(error).__name__})") from error
 
 
 def decode(paths: Sequence[Path], size: int) -> Decoded:

@@ -150,7 +150,8 @@ def _outputs(spec: Spec, settings: StreamSettings) -> int:
 
 
 def _by_classes(splits: Splits, settings: StreamSettings, spec: Spec, rng: Rng) -> tuple[Task, ...]:
-    assert isinstance(splits.spec.target, Classes) and isinstance(spec.target, Classes)
+    assert isinstance(splits.spec.target, Classes)
+    assert isinstance(spec.target, Classes)
     classes = splits.spec.target.count
     order = torch.arange(classes)
     if settings.shuffle_classes:

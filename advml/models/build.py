@@ -21,7 +21,7 @@ def build(name: str, settings: Any, spec: Spec, seed: int) -> Network:
     cls = registry.resolve("model", name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network: Network = cls(spec, settings)
+        network: Network = cls.make(spec, settings)
     if not hasattr(network, "recipe"):
         network.recipe = {"name": name, "settings": asdict(settings), "spec": spec.to_dict()}
     return network

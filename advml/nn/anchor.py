@@ -1,9 +1,9 @@
 """A quadratic penalty around parameters that were good for earlier tasks, at the cost of a single one.
 
-The sum over earlier tasks t of ½ (θ − θ_t)ᵀ F_t (θ − θ_t), with diagonal F_t, is again one quadratic. With A = Σ F_t, the
-newest parameters θ* as its centre and b = Σ F_t (θ_t − θ*), its gradient is A (θ − θ*) − b, and its value
-½ Σ [A (θ − θ*)² − 2 b (θ − θ*) + c] with c = Σ F_t (θ_t − θ*)². Kept relative to θ*, differences of nearly equal numbers never
-meet a large A; nothing is divided, since A has zeros; time and memory do not grow with the number of tasks.
+The sum over earlier tasks t of ½ (θ − θ_t)ᵀ F_t (θ − θ_t), with diagonal F_t, is again one quadratic. With A = Σ F_t,
+the newest parameters θ* as its centre and b = Σ F_t (θ_t − θ*), its gradient is A (θ − θ*) − b, and its value
+½ Σ [A (θ − θ*)² − 2 b (θ − θ*) + c] with c = Σ F_t (θ_t − θ*)². Kept relative to θ*, differences of nearly equal
+numbers never meet a large A; nothing is divided, since A has zeros; time and memory do not grow with the tasks.
 """
 
 from __future__ import annotations
@@ -49,16 +49,15 @@ class Anchor:
 
     @torch.no_grad()
     def add_gradient(self, strength: float) -> None:
-        """Add strength · [A (θ − θ*) − b] to the gradients in place: five fused operations, whatever the number of tasks."""
+        """Add strength · [A (θ − θ*) − b] to the gradients in place: four fused operations for any number of tasks."""
         if self.empty or strength == 0:
             return
-        names = [name for name, parameter in self.parameters.items() if parameter.grad is not None]
-        parameters = [self.parameters[name] for name in names]
-        gradients = [parameter.grad for parameter in parameters]
-        pull = torch._foreach_sub(parameters, [self.centre[name] for name in names])
-        torch._foreach_mul_(pull, [self.importance[name] for name in names])
-        torch._foreach_sub_(pull, [self.offset[name] for name in names])
-        torch._foreach_add_(gradients, pull, alpha=strength)  # type: ignore[arg-type]
+        gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        parameters: list[Tensor] = [self.parameters[name] for name in gradients]
+        pull = list(torch._foreach_sub(parameters, [self.centre[name] for name in gradients]))
+        torch._foreach_mul_(pull, [self.importance[name] for name in gradients])
+        torch._foreach_sub_(pull, [self.offset[name] for name in gradients])
+        torch._foreach_add_(list(gradients.values()), pull, alpha=strength)
 
     @torch.no_grad()
     def value(self, strength: float) -> Tensor:
@@ -66,7 +65,8 @@ class Anchor:
         total = next(iter(self.parameters.values())).new_zeros(())
         for name, parameter in self.parameters.items():
             away = parameter - self.centre[name]
-            total = total + (self.importance[name] * away * away - 2 * self.offset[name] * away + self.constant[name]).sum()
+            quadratic = self.importance[name] * away * away - 2 * self.offset[name] * away + self.constant[name]
+            total = total + quadratic.sum()
         return 0.5 * strength * total
 
     def state_dict(self) -> dict[str, Any]:

@@ -36,10 +36,14 @@ def _heatmap(picture: Heatmap) -> Figure:
     axes = figure.add_subplot()
     numbers = [[float("nan") if value is None else value for value in row] for row in picture.values]
     defined = [value for row in picture.values for value in row if value is not None]
-    low, high = (min(defined), max(defined)) if defined else (0.0, 1.0)
+    low, high = picture.limits or ((min(defined), max(defined)) if defined else (0.0, 1.0))
     image = axes.imshow(numbers, cmap="cividis", aspect="auto", vmin=low, vmax=high)
     longest = max(map(len, picture.columns))
-    axes.set_xticks(range(columns), picture.columns, rotation=45 if longest > 6 else 0)
+    axes.set_xticks(range(columns), picture.columns)
+    if longest > 6:
+        axes.tick_params(axis="x", rotation=35)
+        for label in axes.get_xticklabels():
+            label.set(ha="right", rotation_mode="anchor")
     axes.set_yticks(range(rows), picture.rows)
     axes.set_xlabel(picture.column_title)
     axes.set_ylabel(picture.row_title)
@@ -71,6 +75,5 @@ def _curve(picture: Curve) -> Figure:
     axes.set_ylabel(picture.y_title)
     axes.set_title(picture.title)
     axes.grid(alpha=0.3)
-    if len(picture.lines) > 1:
-        axes.legend(frameon=False)
+    axes.legend(frameon=False)
     return figure

@@ -24,7 +24,7 @@ def write_atomic(path: Path, data: bytes, name: str | None = None) -> None:
             os.fsync(file.fileno())
         reached(f"{point}: written")
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:  # a full disk, a second Ctrl-C
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)

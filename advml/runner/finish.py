@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import math
 import resource
+import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from advml.config import Bound
 from advml.contracts import Network
@@ -21,6 +25,8 @@ from advml.runner.recorder import read
 def finish(folder: RunFolder, bound: Bound, loop: Loop, view: Any) -> None:
     """Write everything that a completed run holds beyond its records and checkpoints. result.json comes last."""
     method, progress, records = loop.method, loop.progress, loop.recorder.records
+    if newest_step(records, "valid") != progress.total:  # stopped by a limit between two evaluations
+        loop.measure("valid", state="last")
     metrics: dict[str, Any] = {split: last_metrics(records, split) for split in ("train", "valid")}
     metrics["test"] = values(loop.measure("test", state="last"))
     network = method.result()
@@ -32,14 +38,15 @@ def finish(folder: RunFolder, bound: Bound, loop: Loop, view: Any) -> None:
         method.load_state_dict(checkpoint.load_best(folder)["method"])
         best = {"step": progress.best_total, loop.objective.metric: progress.best_value}
         best["test"] = values(loop.measure("test", state="best"))
-        if network is not None:
-            states["best"] = checkpoint.copied(network.state_dict())
+        of_best = method.result()  # perhaps another object: an average, an ensemble
+        if of_best is not None:
+            states["best"] = checkpoint.copied(of_best.state_dict())
         method.load_state_dict(last)
     loop.recorder.sync()
 
     if network is not None:
         save_network(folder, network, states, view)
-    summary = read(method.summary(records))
+    summary = {name: finite(value) for name, value in read(method.summary(records)).items()}
     made = {**artifacts.learning_curves(records, loop.objective), **method.artifacts(records)}
     artifacts.write(folder, made, draw=bound.run.figures)
 
@@ -79,6 +86,16 @@ def values(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in record.items() if name not in ("step", "phase", "split", "state")}
 
 
+def finite(value: float | None) -> float | None:
+    """A value that JSON can hold: NaN and infinities are undefined."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def newest_step(records: list[dict[str, Any]], split: str) -> int | None:
+    """The step at which a split was last measured."""
+    return next((record["step"] for record in reversed(records) if record["split"] == split), None)
+
+
 def last_metrics(records: list[dict[str, Any]], split: str) -> dict[str, Any]:
     """The metrics of the newest record of a split; empty if there is none."""
     return next((values(record) for record in reversed(records) if record["split"] == split), {})
@@ -101,27 +118,48 @@ def flops_estimate(network: Network | None, samples: int | None) -> int | None:
     """Forward FLOPs of one example × 3 (a backward pass costs about two forward ones) × samples; None if unknown."""
     if network is None or samples is None:
         return None
-    from torch.utils.flop_counter import FlopCounterMode
-
     first = next(iter(network.parameters()), torch.zeros(()))
     shapes: Mapping[str, Any] = network.recipe["spec"]["inputs"]
     inputs = {
         name: torch.zeros((1, *shape), device=first.device, dtype=first.dtype) for name, shape in shapes.items()
     }
-    training = network.training
+    training, counter = network.training, FlopCounter()
     try:
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with counter, torch.no_grad():
             network.eval()(inputs)
     except Exception:  # a network with inputs of another kind: no estimate is better than no run
         return None
     finally:
         network.train(training)
-    return 3 * int(counter.get_total_flops()) * samples
+    return 3 * counter.total * samples
+
+
+class FlopCounter(TorchDispatchMode):
+    """Adds up the FLOPs of all operations inside, by torch's own formulas.
+
+    `torch.utils.flop_counter.FlopCounterMode` gives the same numbers, but imports the compiler for it (3 s).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is compiled: without this, torch imports its compiler to tell it to stay away
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.total += int(formula(*args, **(kwargs or {}), out_val=output))
+        return output
 
 
 def peak_memory_mb() -> dict[str, float]:
     """The most memory this process has held, on the host and on the GPU, in MB."""
-    peak = {"host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)}
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, kilobytes elsewhere
+    peak = {"host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}
     if torch.cuda.is_available() and torch.cuda.is_initialized():
         peak["gpu"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
     return peak

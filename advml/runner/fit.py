@@ -25,6 +25,9 @@ def check_fit(bound: Bound) -> None:
     if bound.model.name == "none" and needs.model:
         mistakes.append(f"{model}: {method} trains a network; choose a model (see: advml list models)")
 
+    if bound.model.name != "none" and not needs.model:
+        mistakes.append(f"{model}: {method} trains no network; use model=none")
+
     spec: Spec = bound.dataset.cls(bound.dataset.settings).spec()
     if needs.view == "none":
         if bound.dataset.name != "none":
@@ -48,5 +51,3 @@ def check_fit(bound: Bound) -> None:
             mistakes.append(f"{model}: needs {reason}, but {dataset} gives {shapes}; try model=mlp or another data set")
     if mistakes:
         raise ConfigError(mistakes)
-
-

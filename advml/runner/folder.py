@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,16 +29,21 @@ class RunFolder:
     def create(cls, root: Path, method: str, dataset: str) -> RunFolder:
         """Make ROOT/<method>/<dataset>/<YYYYmmdd-HHMMSS>-<4 hex>; mkdir is atomic, so two starts never share one."""
         parent = root.absolute() / method / dataset
-        parent.mkdir(parents=True, exist_ok=True)
-        while True:
-            stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
-            path = parent / f"{stamp}-{os.urandom(2).hex()}"
-            try:
-                path.mkdir()
-            except FileExistsError:
-                continue
-            (path / "checkpoints").mkdir()
-            return cls(path)
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            while True:
+                stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+                path = parent / f"{stamp}-{os.urandom(2).hex()}"
+                try:
+                    path.mkdir()
+                except FileExistsError:
+                    continue
+                (path / "checkpoints").mkdir()
+                return cls(path)
+        except OSError as error:
+            raise AdvmlError(
+                f"{root}: no run folder can be made below it: {error.strerror}; choose another with outputs=FOLDER"
+            ) from None
 
     @classmethod
     def open(cls, path: Path | str) -> RunFolder:
@@ -57,12 +63,17 @@ class RunFolder:
     def lock(self) -> None:
         """Hold the run for the life of this process. Raises AdvmlError if another process holds it."""
         handle = open(self / ".lock", "a")  # noqa: SIM115  (held open on purpose: closing it gives the lock back)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            handle.close()
-            holder = self._status_or_empty().get("pid")
-            raise AdvmlError(f"{self.path}: another process (pid {holder}) is working on this run") from None
+        for pause in (0.05, 0.05, None):  # `advml list runs` holds it too, for an instant, to see whether it is free
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except OSError:
+                if pause is not None:
+                    time.sleep(pause)
+                    continue
+                handle.close()
+                holder = self._status_or_empty().get("pid")
+                raise AdvmlError(f"{self.path}: another process (pid {holder}) is working on this run") from None
         self._lock = handle
 
     def unlock(self) -> None:
@@ -92,8 +103,8 @@ class RunFolder:
 
     def status(self) -> dict[str, Any]:
         """status.json; its state reads "crashed" when it says running but no process holds the run."""
-        status: dict[str, Any] = self._json("status.json")
-        if status.get("state") == "running" and self._lock is None and not self.locked_elsewhere():
+        status = self._json("status.json", state=str, step=int, attempt=int)
+        if status["state"] == "running" and self._lock is None and not self.locked_elsewhere():
             status["state"] = "crashed"
         return status
 
@@ -105,15 +116,15 @@ class RunFolder:
             raise ConfigError(f"{self / 'config.yaml'}: cannot be read: {_first_line(error)}") from None
         if not isinstance(tree, dict):
             raise ConfigError(f"{self / 'config.yaml'}: holds no configuration")
-        return tree
+        return {str(key): value for key, value in tree.items()}
 
     def environment(self) -> dict[str, Any]:
         """environment.json."""
-        return self._json("environment.json")
+        return self._json("environment.json", device=str, threads=int)
 
     def result(self) -> dict[str, Any]:
         """result.json. Raises ConfigError while the run is not completed."""
-        return self._json("result.json")
+        return self._json("result.json", objective=dict, metrics=dict, budget=dict)
 
     def records(self) -> list[dict[str, Any]]:
         """metrics.jsonl, one mapping a line; a last line cut by a crash is left out."""
@@ -126,13 +137,17 @@ class RunFolder:
         except ValueError as error:
             raise ConfigError(f"{self / 'metrics.jsonl'}: damaged: {error}") from None
 
-    def _json(self, name: str) -> dict[str, Any]:
+    def _json(self, name: str, **keys: type) -> dict[str, Any]:
+        """A file that holds one JSON object with at least these keys, of these types."""
         try:
             value = json.loads((self / name).read_text())
         except (OSError, ValueError) as error:
             raise ConfigError(f"{self / name}: cannot be read: {_first_line(error)}") from None
         if not isinstance(value, dict):
             raise ConfigError(f"{self / name}: holds no JSON object")
+        for key, kind in keys.items():
+            if not isinstance(value.get(key), kind):
+                raise ConfigError(f"{self / name}: damaged, it says no {key}")
         return value
 
     def _status_or_empty(self) -> Mapping[str, Any]:

@@ -61,9 +61,8 @@ class Loop:
         for observer in self.observers:
             observer.start(self.phases, progress.total)
         self._skip_empty_phases()
-        if progress.total == 0:
-            self._evaluate(phase_ended=True)
-        saved_at, reason = time.monotonic(), self._asked_to_stop()
+        reasons = self._evaluate(phase_ended=True) if progress.total == 0 else []
+        saved_at, reason = time.monotonic(), self._asked_to_stop() or _first(reasons)
         while progress.phase < len(self.phases) and reason is None:
             reason, phase_ended = self._step()
             reason = self._asked_to_stop() or reason
@@ -94,7 +93,7 @@ class Loop:
         if phase_ended:
             progress.phase, progress.index = progress.phase + 1, 0
             self._skip_empty_phases()
-        return next((reason for reason in reasons if reason), None), phase_ended
+        return _first(reasons), phase_ended
 
     def _skip_empty_phases(self) -> None:
         while self.progress.phase < len(self.phases) and self.phases[self.progress.phase].steps == 0:
@@ -158,3 +157,8 @@ class Loop:
         self.progress = Progress(**{name: last[name] for name in vars(self.progress)})
         self.budget.counts = dict(last["counts"])
         self.method.load_state_dict(last["method"])
+
+
+def _first(reasons: Sequence[str | None]) -> str | None:
+    """The first reason to stop, if there is one."""
+    return next((reason for reason in reasons if reason), None)

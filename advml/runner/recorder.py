@@ -29,11 +29,11 @@ class Recorder:
         """Open for appending after the first `keep_bytes` bytes; what lies behind them is cut off."""
         self.path = path
         self.records: list[dict[str, Any]] = []
+        if keep_bytes:
+            self.records = _kept(path, keep_bytes)
         self._file: IO[bytes] = open(path, "ab")  # noqa: SIM115  (closed by close())
         self._file.truncate(keep_bytes)
         self._file.seek(0, os.SEEK_END)
-        if keep_bytes:
-            self.records = [json.loads(line) for line in path.read_bytes().splitlines()]
 
     def record(self, step: int, phase: str, split: str, metrics: Metrics, state: str | None = None) -> dict[str, Any]:
         """Read the metrics off the device, append them, return the record.
@@ -65,6 +65,17 @@ class Recorder:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _kept(path: Path, keep_bytes: int) -> list[dict[str, Any]]:
+    """The records in the first bytes of a file. Raises AdvmlError where they are no longer what a checkpoint saw."""
+    try:
+        data = path.read_bytes()[:keep_bytes]
+        if len(data) == keep_bytes and data.endswith(b"\n"):
+            return [json.loads(line) for line in data.splitlines()]
+    except (FileNotFoundError, ValueError):
+        pass
+    raise AdvmlError(f"{path}: no longer holds what the checkpoint counts on; start the run anew")
 
 
 def read(metrics: Metrics) -> dict[str, float | None]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
+import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -63,21 +65,25 @@ def start(bound: Bound, asked: Asked, observers: Sequence[Observer] = ()) -> Out
     threads = environment.resolve_threads(bound.run.threads)
     with numeric_settings(threads, bound.run.deterministic):
         job = _Job(bound, device, observers)
-        folder = RunFolder.create(Path(bound.run.outputs), bound.method.name, bound.dataset.name)
-        folder.lock()
+        names = (part.name.replace(":", ".") for part in (bound.method, bound.dataset))  # my_module:MyMethod
+        folder = RunFolder.create(Path(bound.run.outputs), *names)
         try:
-            files.write_text(folder / "config.yaml", as_yaml(bound.tree))
-            files.write_text(folder / "command.txt", asked.command + "\n")
-            files.write_text(folder / "overrides.txt", "".join(f"{line}\n" for line in asked.overrides))
+            folder.lock()
             described = environment.describe(device, threads, bound.run.precision)
             files.write_json(folder / "environment.json", {**described, "choices": dict(asked.choices)})
+            files.write_text(folder / "command.txt", asked.command + "\n")
+            files.write_text(folder / "overrides.txt", "".join(f"{line}\n" for line in asked.overrides))
             if job.view is not None:
                 files.write_json(folder / "data.json", {"dataset": bound.dataset.name, **job.view.describe()})
+            folder.write_status("running", 0, attempt=1)
+            files.write_text(folder / "config.yaml", as_yaml(bound.tree))  # the last: from here on it is a run
             return job.carry_out(folder, attempt=1)
         except OSError as error:
             raise _storage_error(error, folder) from error
         finally:
             folder.unlock()
+            if not (folder / "config.yaml").exists():
+                shutil.rmtree(folder.path, ignore_errors=True)
 
 
 def resume(folder: RunFolder, bound: Bound, observers: Sequence[Observer] = ()) -> Outcome:
@@ -94,8 +100,10 @@ def resume(folder: RunFolder, bound: Bound, observers: Sequence[Observer] = ()) 
             )
         with numeric_settings(before["threads"], bound.run.deterministic):
             job = _Job(bound, device, observers)
+            for leftover in folder.path.rglob("*.tmp"):  # of a write that a crash cut off
+                leftover.unlink()
             files.write_text(folder / "config.yaml", as_yaml(bound.tree))
-            return job.carry_out(folder, attempt=status["attempt"] + 1)
+            return job.carry_out(folder, attempt=status["attempt"] + 1, step=status["step"])
     except OSError as error:
         raise _storage_error(error, folder) from error
     finally:
@@ -125,18 +133,18 @@ class _Job:
     def _note(self, text: str) -> None:
         self.observers[0].note(text)
 
-    def carry_out(self, folder: RunFolder, attempt: int) -> Outcome:
+    def carry_out(self, folder: RunFolder, attempt: int, step: int = 0) -> Outcome:
         """Run to the end, a limit, a signal or an error, and write down which."""
         with ExitStack() as stack:
             log = stack.enter_context(_log(folder))
             stop = stack.enter_context(stop_requests())
             for observer in self.observers:
                 stack.callback(observer.finish)
-            progress = Progress()
+            progress = Progress(total=step)
             try:
-                folder.write_status("running", 0, attempt)
                 loop = self._loop(folder, stop, attempt, stack)
                 progress = loop.progress
+                folder.write_status("running", progress.total, attempt)
                 log.info("attempt %d starts at step %d", attempt, progress.total)
                 loop.run()
                 if stop.by and progress.stopped_by == stop.by:
@@ -185,7 +193,7 @@ def _end(
     log.info("%s at step %d%s", state, step, f": {why}" if why else "")
     folder.write_status(state, step, attempt)
     if state == "interrupted":
-        return Outcome(folder, state, f"{why} after step {step}; to go on: advml resume {folder.path}")
+        return Outcome(folder, state, f"{why} after step {step}; to go on: {_resume(folder)}")
     return Outcome(folder, state)
 
 
@@ -200,8 +208,8 @@ def _failed(folder: RunFolder, log: logging.Logger, error: Exception, step: int,
     try:
         if not isinstance(error, AdvmlError | OSError):
             files.write_text(folder / "error.txt", "".join(traceback.format_exception(error)))
-        log.error("failed at step %d: %s", step, message)
         folder.write_status("failed", step, attempt, message)
+        log.error("failed at step %d: %s", step, message)
     except OSError:
         pass  # the disk is full: what was written before still stands, and the message reaches the user
     return Outcome(folder, "failed", message)
@@ -218,13 +226,28 @@ def _explained(error: Exception) -> str:
 
 def _storage_error(error: OSError, folder: RunFolder) -> AdvmlError:
     what = error.filename or folder.path
-    return AdvmlError(f"{what}: {error.strerror or error}; mend that, then: advml resume {folder.path}")
+    again = _resume(folder) if (folder / "config.yaml").exists() else "start the run again"
+    return AdvmlError(f"{what}: {error.strerror or error}; mend that, then: {again}")
+
+
+def _resume(folder: RunFolder) -> str:
+    return f"advml resume {shlex.quote(str(folder.path))}"
+
+
+class _LogFile(logging.FileHandler):
+    def handleError(self, record: logging.LogRecord) -> None:
+        """A full disk: say nothing here, the next write that matters will."""
+
+    def close(self) -> None:
+        """What could not be written stays unwritten."""
+        with suppress(OSError):
+            super().close()
 
 
 @contextmanager
 def _log(folder: RunFolder) -> Iterator[logging.Logger]:
     """log.txt, which also collects Python's warnings."""
-    handler = logging.FileHandler(folder / "log.txt", delay=True)
+    handler = _LogFile(folder / "log.txt", delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     loggers = [logging.getLogger("advml"), logging.getLogger("py.warnings")]
     logging.captureWarnings(True)

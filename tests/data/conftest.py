@@ -21,15 +21,22 @@ def own_cache(tmp_path_factory, monkeypatch):
 
 @pytest.fixture(scope="session")
 def real_data():
-    """The folder with the official files; a test that asks for it carries the marker `real_data`."""
+    """`real_data(part)`: a folder of real files, like "mnist". A test that asks for one carries the marker `real_data`.
+
+    Where it is absent the test is skipped, or fails if ADVML_REQUIRE_REAL_DATA=1 says that it must be there.
+    """
     named = os.environ.get("ADVML_TEST_DATA")
-    folder = Path(named) if named else CHECKOUT.parent / "shared" / "data"
-    if folder.is_dir():
-        return folder
-    reason = f"no real data in {folder} (ADVML_TEST_DATA names the folder)"
-    if os.environ.get("ADVML_REQUIRE_REAL_DATA") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
+    root = Path(named) if named else CHECKOUT.parent / "shared" / "data"
+
+    def find(part):
+        if (root / part).is_dir():
+            return root / part
+        reason = f"no real data in {root / part} (ADVML_TEST_DATA names another folder for {part})"
+        if os.environ.get("ADVML_REQUIRE_REAL_DATA") == "1":
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+    return find
 
 
 @pytest.fixture

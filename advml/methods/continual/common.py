@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from advml.config import PositiveInt, settings
-from advml.contracts import Artifact, At, Batch, Classes, Context, Heatmap, Method, Metrics, Needs, Network, Objective
-from advml.contracts import Phase, Record, SplitName
+from advml.contracts import (
+    Artifact,
+    At,
+    Batch,
+    Classes,
+    Context,
+    Heatmap,
+    Method,
+    Metrics,
+    Needs,
+    Network,
+    Objective,
+    Phase,
+    Record,
+    SplitName,
+)
 from advml.data.stream import Stream
 from advml.errors import ConfigError
 from advml.methods.continual.metrics import accuracy_matrix, summarise
@@ -32,7 +46,7 @@ class ContinualSettings(TrainingSettings):
 class Continual(Method):
     """A network that learns the tasks of a stream in turn. Subclasses write `step`; `train_block` does its work."""
 
-    settings = ContinualSettings
+    settings: ClassVar[type] = ContinualSettings
     needs = Needs(view="stream", targets=(Classes,))
     objective = Objective("average_accuracy", "valid", "max", keep_best=False)
     tests_each_phase = True
@@ -111,7 +125,8 @@ class Continual(Method):
                 mask = self.stream.mask(number, self.begun)
                 outputs = predict(self.network, examples, mask, self.context.autocast)
                 metrics[f"accuracy/{task.name}"] = accuracy(outputs, examples.target)
-        seen = [metrics[name] for task in self.stream.tasks[: self.begun] if (name := f"accuracy/{task.name}") in metrics]
+        names = [f"accuracy/{task.name}" for task in self.stream.tasks[: self.begun]]
+        seen = [metrics[name] for name in names if name in metrics]
         average = {"average_accuracy": sum(seen[1:], seen[0]) / len(seen)} if seen else {}
         return average | metrics
 
@@ -154,8 +169,9 @@ class Continual(Method):
         named = ["before" if name == "start" else f"after {name}" for name in rows]
         title = f"Test accuracy, {self.stream.scenario}-incremental"
         matrix = Heatmap(
-            list(rows.values()), named, [*labels.values()], "trained up to", "tested on", title, "accuracy"
-        )
+            list(rows.values()), named, list(labels.values()), "trained up to", "tested on", title, "accuracy",
+            limits=(0.0, 1.0),
+        )  # fmt: skip
         return {"accuracy_matrix": matrix}
 
     def _rows(self, records: Sequence[Record]) -> dict[str, list[float]]:

@@ -27,7 +27,7 @@ class Settings(ContinualSettings):
 
 
 class ElasticWeightConsolidation(Continual):
-    """Equation 3: L(θ) = L_task(θ) + λ/2 Σ_t Σ_i F_t,i (θ_i − θ_t,i)², a pull towards what earlier tasks found important.
+    """Equation 3: L(θ) = L_task(θ) + λ/2 Σ_t Σ_i F_t,i (θ_i − θ_t,i)², a pull towards what earlier tasks need.
 
     `F` is the diagonal of the Fisher information, averaged over the task's training examples; λ is `strength`.
     """

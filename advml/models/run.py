@@ -1,0 +1,58 @@
+"""A finished run as a model: how any method gets a teacher, a pre-trained start, a network to go on with."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from torch import nn
+
+from advml.config import settings
+from advml.contracts import Network, Spec
+from advml.errors import ConfigError
+from advml.models.build import load_bundle, rebuild
+
+
+@settings
+class FromRunSettings:
+    """Which run, which of its states, what becomes of its head."""
+
+    path: str
+    state: Literal["last", "best"]
+    head: Literal["auto", "keep", "new"]
+
+
+class FromRun(Network):
+    """Not a network of its own: `make` gives the network of another run, with its weights.
+
+    `head`: `keep` it, put a `new` one in its place, or `auto`, a new one only where the number of outputs differs.
+    What is saved is that network's own recipe, so that a run started from another does not depend on it afterwards.
+    """
+
+    settings: ClassVar[type] = FromRunSettings
+
+    @classmethod
+    def check(cls, spec: Spec, settings: FromRunSettings) -> str | None:
+        """The inputs must have the shapes that the other run was trained on, and a kept head as many outputs."""
+        trained = Spec.from_dict(load_bundle(settings.path)["recipe"]["spec"])
+        if dict(trained.inputs) != dict(spec.inputs):
+            shapes = ", ".join(f"{name} {list(shape)}" for name, shape in trained.inputs.items())
+            return f"the inputs of the run at model.path, {shapes}"
+        if settings.head == "keep" and trained.outputs != spec.outputs:
+            return f"{trained.outputs} outputs to keep the head of the run at model.path (or use model.head=new)"
+        return None
+
+    @classmethod
+    def make(cls, spec: Spec, settings: FromRunSettings) -> Network:
+        """The other run's network, ready to be trained further."""
+        bundle = load_bundle(settings.path)
+        if settings.state not in bundle["states"]:
+            raise ConfigError(f"model.state={settings.state}: the run keeps only {', '.join(bundle['states'])}")
+        network = rebuild(bundle["recipe"], bundle["states"][settings.state])
+        recipe: dict[str, Any] = dict(network.recipe)
+        trained = Spec.from_dict(recipe["spec"])
+        if settings.head == "new" or (settings.head == "auto" and trained.outputs != spec.outputs):
+            if not isinstance(network.head, nn.Linear):
+                raise ConfigError("model.head: only a linear head can be replaced; use model.head=keep")
+            network.head = nn.Linear(network.head.in_features, spec.outputs)
+        network.recipe = {**recipe, "spec": spec.to_dict()}
+        return network.train()
