@@ -140,6 +140,7 @@ DO = {"cli": do_cli, "start": do_start, "resume": do_resume, "create": do_create
 def inject(fault):
     """Break the write points of this process.
 
+    kind "none": none, but pictures are stubs as with all the others, since drawing them takes longer than all the rest.
     kind "record": write each name to fault["log"]. kind "die": end at the `nth` time `point` is reached, as by SIGKILL.
     kind "full": from then on every write fails for want of space. kind "small": no file may grow beyond `bytes`.
     """
@@ -150,11 +151,12 @@ def inject(fault):
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (fault["bytes"], fault["bytes"]))
         return
-    # Pictures are written, but drawing them takes longer than all the rest.
     figures.draw = lambda picture: {"png": b"a picture", "svg": b"<svg/>"}
     seen = {"count": 0, "full": False}
 
     def reached(point):
+        if fault["kind"] == "none":
+            return
         if fault["kind"] == "record":
             with open(fault["log"], "a") as log:
                 log.write(point + "\n")
@@ -188,8 +190,6 @@ def preload():
                 importlib.import_module(module.name)
             except Exception:  # not needed by every run: whoever needs it will see its error
                 traceback.print_exc()
-    figure = importlib.import_module("advml.runner.figures")
-    figure.draw  # noqa: B018
 
 
 def child(request):

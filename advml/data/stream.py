@@ -1,7 +1,7 @@
 """The stream view: tasks one after another, for continual learning (van de Ven and Tolias 2019; Lopez-Paz 2017).
 
-How tasks are made (`tasks_by`): `classes` gives each task its own classes (split MNIST), `permutation` its own fixed order
-of input elements (permuted MNIST; the first task keeps the natural one), `rotation` its own angle.
+How tasks are made (`tasks_by`): `classes` gives each task its own classes (split MNIST), `permutation` its own fixed
+order of input elements (permuted MNIST; the first task keeps the natural one), `rotation` its own angle.
 
 What is told at test time (`scenario`): in `task` the task is known and only its own outputs compete; in `domain` it is
 not, but all tasks share the same outputs; in `class` it is not, and the outputs of all tasks seen so far compete.

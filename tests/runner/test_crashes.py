@@ -15,8 +15,8 @@ from advml.runner.folder import RunFolder
 def undisturbed(forks, tree, tmp_path):
     """(configuration, the folder of a run that nothing disturbed); pictures are stubs, as in the disturbed runs."""
 
-    def run(*overrides, base=None):
-        config = tree("checkpoint_seconds=0", "figures=true", *overrides, **({"base": base} if base else {}))
+    def run():
+        config = tree("checkpoint_seconds=0", "figures=true")
         calm = tmp_path / "calm"
         calm.mkdir()
         ended = forks.run("start", config, cwd=calm, fault={"kind": "record", "log": str(tmp_path / "points")})
@@ -33,15 +33,6 @@ def first_and_last(points, stage):
         if point.endswith(f": {stage}"):
             chosen += [(point, nth) for nth in sorted({1, points.count(point)})]
     return chosen
-
-
-def finish(forks, cwd, config):
-    """Resume what lies in `cwd`, or start again where a run had not yet begun. The finished run."""
-    found = list((cwd / "outputs").glob("*/*/*/config.yaml"))
-    ended = forks.run("resume", str(found[0].parent), {}, cwd=cwd, fault={"kind": "die", "point": "", "nth": 0})
-    assert ended.code == 0, ended.err
-    assert len(found) == 1
-    return found[0].parent
 
 
 def test_the_points_cover_every_file_of_a_run(undisturbed):
@@ -65,19 +56,18 @@ def test_dying_at_any_write_point_changes_nothing(stage, forks, undisturbed, tmp
         died = forks.run("start", config, cwd=cwd, fault={"kind": "die", "point": point, "nth": nth})
         assert died.code == 9, point
         if not list((cwd / "outputs").glob("*/*/*/config.yaml")):
-            # It was not yet a run: nothing had been computed, nothing is listed, and resuming it says so.
+            # It was not yet a run: nothing had been computed.
             assert point.split(":")[0] in ("environment.json", "command.txt", "overrides.txt", "data.json",
                                            "status.json", "config.yaml"), point  # fmt: skip
             (unborn,) = (cwd / "outputs").glob("*/*/*")
-            said = forks.run("cli", "resume", str(unborn), cwd=cwd) if number % 5 == 0 else None
-            assert said is None or (said.code == 2 and "not a run folder" in said.err)
             assert not (unborn / "metrics.jsonl").exists()
             continue
         folder = RunFolder.open(only_run(cwd / "outputs"))
         over = point == "status.json: renamed" and nth == points.count(point)
         assert folder.status()["state"] == ("completed" if over else "crashed"), point
         if not over:
-            finish(forks, cwd, config)
+            ended = forks.run("resume", str(folder.path), {}, cwd=cwd, fault={"kind": "none"})
+            assert ended.code == 0, ended.err
         assert_same_run(calm, folder.path)
 
 
@@ -139,3 +129,13 @@ def test_a_crashed_run_says_so(forks, tree, inside, run_cli):
     status = json.loads((folder / "status.json").read_text())
     assert (status["state"], status["step"]) == ("running", 2)
     assert "crashed" in run_cli("list", "runs").out
+
+
+def test_a_folder_that_died_unborn_is_no_run(forks, tree, inside, run_cli):
+    died = forks.run("start", tree(), cwd=inside, fault={"kind": "die", "point": "config.yaml: written", "nth": 1})
+    assert died.code == 9
+    (unborn,) = (inside / "outputs").glob("*/*/*")
+    said = run_cli("resume", str(unborn))
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert "not a run folder" in said.err
+    assert run_cli("list", "runs").out.startswith("no runs")
