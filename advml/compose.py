@@ -51,6 +51,7 @@ def through_hydra(
     """
     codes = [0]
     mistakes: dict[str, None] = {}
+    broken: list[BrokenPipeError] = []
 
     def job(config: DictConfig) -> int:
         try:
@@ -58,6 +59,8 @@ def through_hydra(
         except AdvmlError as error:  # raised inside, Hydra would print its own words around it
             mistakes.update(dict.fromkeys(str(error).splitlines()))
             codes.append(error.exit_code)
+        except BrokenPipeError as error:
+            broken.append(error)
         return codes[-1]
 
     options, overrides = separate(arguments)
@@ -68,6 +71,8 @@ def through_hydra(
     words = ["advml", *options, *prepared, *_search_path([])]
     with _patched(sys, "argv", words), _full_errors(), one_line_errors():
         hydra.main(config_path=str(config_root()), config_name="config", version_base="1.3")(job)()
+    if broken:
+        raise broken[0]
     if mistakes:
         raise ConfigError(mistakes) if max(codes) == ConfigError.exit_code else AdvmlError("\n".join(mistakes))
     return max(codes)

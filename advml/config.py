@@ -158,13 +158,22 @@ def _bind_settings(cls: type[Class], values: Mapping[str, Any], prefix: str, mis
         mistakes.extend(f"{key}: must be given, like {key}=VALUE" for key in missing)
         return None
     try:
-        return TypeAdapter(cls).validate_json(json.dumps(values), strict=True)
+        return TypeAdapter(cls).validate_json(json.dumps(_integral(values)), strict=True)
     except ValidationError as error:
         mistakes.extend(_explain(error, cls, values, prefix))
         return None
     except TypeError as error:
         mistakes.append(f"{prefix.rstrip('.') or 'configuration'}: {error}")
         return None
+
+
+def _integral(value: Any) -> Any:
+    """Whole floats as integers, so that 1e5 may be a count; where a float is wanted, they become floats again."""
+    if isinstance(value, Mapping):
+        return {key: _integral(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_integral(inner) for inner in value]
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _explain(error: ValidationError, cls: type, values: Mapping[str, Any], prefix: str) -> Iterator[str]:

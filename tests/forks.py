@@ -5,6 +5,7 @@ a fork of it. `Forks` is the client. A child that is told to replaces `advml.run
 calls at every write point.
 """
 
+import contextlib
 import errno
 import importlib
 import json
@@ -13,6 +14,7 @@ import pkgutil
 import signal
 import subprocess
 import sys
+import time
 import traceback
 from dataclasses import dataclass
 from pathlib import Path
@@ -112,7 +114,7 @@ def do_create(root, count, go):
     from advml.runner.folder import RunFolder
 
     while not os.path.exists(go):
-        pass
+        time.sleep(0.001)
     for _ in range(count):
         print(RunFolder.create(Path(root), "method", "dataset").path)
     return 0
@@ -180,8 +182,6 @@ def preload():
     import sklearn.datasets  # noqa: F401
     import torch
 
-    import advml
-    import advml.cli
 
     torch.set_num_threads(1)
     for package in ("advml.commands", "advml.runner", "advml.data", "advml.models", "advml.nn", "advml.methods"):
@@ -210,10 +210,8 @@ def child(request):
         traceback.print_exc()
     finally:
         for stream in (sys.stdout, sys.stderr):
-            try:
+            with contextlib.suppress(OSError):
                 stream.flush()
-            except OSError:
-                pass
         os._exit(code)
 
 

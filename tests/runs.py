@@ -47,7 +47,7 @@ def assert_same_run(left, right):
             one, other = load(left / name), load(right / name)
             one.pop("seconds", None), other.pop("seconds", None)
             assert_same_state(one, other, str(name))
-        elif name.parts[0] in ("artifacts", "figures") and name.suffix or name.name in ("config.yaml", "data.json"):
+        elif (name.parts[0] in ("artifacts", "figures") and name.suffix) or name.name in ("config.yaml", "data.json"):
             assert (left / name).read_bytes() == (right / name).read_bytes(), name
     one, other = (json.loads((folder / "result.json").read_text()) for folder in (left, right))
     assert {k: v for k, v in one.items() if k not in UNEQUAL} == {k: v for k, v in other.items() if k not in UNEQUAL}

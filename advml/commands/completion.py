@@ -33,7 +33,7 @@ complete -F _advml advml
 
 def main(arguments: Sequence[str]) -> int:
     """Print the script."""
-    from advml.cli import VERBS
+    from advml.commands import VERBS
     from advml.errors import ConfigError
 
     if list(arguments) != ["bash"]:

@@ -25,6 +25,9 @@ def complete(folder: RunFolder) -> dict[str, Any]:
     and reported on stderr.
     """
     saved = folder.tree()
+    lacking = [group for group in GROUPS if not isinstance(saved.get(group), dict) or "name" not in saved[group]]
+    if lacking:
+        raise ConfigError(f"{folder / 'config.yaml'}: damaged, it says no {', '.join(lacking)}")
     environment = folder.environment()
     choices: Mapping[str, str] = environment.get("choices", {})
     groups = (*GROUPS, "experiment")

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import numpy as np
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
-from advml.config import CountFloat, PositiveInt, settings
+from advml.config import CountFloat, settings
 from advml.contracts import Classes, Real, Spec, Split
 from advml.data.source import Loaded, Source, SplitSettings
 
@@ -103,7 +106,7 @@ class Diabetes:
 class MadeSettings(SplitSettings):
     """How many points to make, and how blurred."""
 
-    examples: PositiveInt
+    examples: Annotated[int, Ge(2)]
     noise: CountFloat
 
 

@@ -14,6 +14,8 @@ from advml.contracts import Prepare
 
 Normalise = Literal["standard", "unit", "none"]
 
+AT_ONCE = 2**22  # numbers that `fit` holds in float64 at a time: 32 MB
+
 
 @dataclass(frozen=True)
 class Affine:
@@ -95,15 +97,24 @@ def fit(values: Tensor, kind: Normalise, scale: float | None) -> Affine:
     channel is only centred. `unit`: into [0, 1], by the known `scale` of the source (255 for pixels) or else by the
     training minimum and maximum. `none`: the stored numbers as they are, as floats.
     """
-    exact = values.double()
-    axes, shape = ((0, 2, 3), (1, -1, 1, 1)) if values.dim() == 4 else ((0,), (1, *values.shape[1:]))
-    low, spread = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
-    if kind == "standard":
-        low, spread = exact.mean(axes).reshape(shape), exact.std(axes, correction=0).reshape(shape)
-    elif kind == "unit" and scale is not None:
-        spread = spread * scale
-    elif kind == "unit":
-        low = exact.amin(axes).reshape(shape)
-        spread = exact.amax(axes).reshape(shape) - low
-    factor = 1 / torch.where(spread > 0, spread, 1)
-    return Affine(factor, -low * factor)
+    if kind == "none" or (kind == "unit" and scale is not None):
+        known = 1.0 if kind == "none" or scale is None else scale
+        return Affine(torch.tensor(1 / known, dtype=torch.float64), torch.zeros((), dtype=torch.float64))
+    axes = (0, 2, 3) if values.dim() == 4 else (0,)
+    low, high = (extreme.double() for extreme in (values.amin(axes, keepdim=True), values.amax(axes, keepdim=True)))
+    middle, spread = (low, high - low) if kind == "unit" else _moments(values, axes)
+    # Not by the spread: that of 0.1, 0.1, 0.1 is 1e-17, from rounding.
+    constant = low == high
+    factor = 1 / torch.where(constant, 1, spread)
+    return Affine(factor, -torch.where(constant, low, middle) * factor)
+
+
+def _moments(values: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation over `axes` (kept, of length 1), in float64, some examples at a time."""
+    at_once = max(1, AT_ONCE // values[0].numel())
+    parts = values.split(at_once)
+    sums = torch.stack([part.double().sum(axes, keepdim=True) for part in parts]).sum(0)
+    count = values.numel() // sums.numel()
+    mean = sums / count
+    squares = torch.stack([(part.double() - mean).square().sum(axes, keepdim=True) for part in parts]).sum(0)
+    return mean, (squares / count).sqrt()

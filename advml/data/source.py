@@ -80,14 +80,14 @@ class Splits:
 
 def split(loaded: Loaded, spec: Spec, config: SplitSettings, rng: Rng) -> Splits:
     """Divide what was loaded, by class where targets are classes. An official test split stays whole."""
-    examples, test = _limited(loaded.examples, config.limit, rng), loaded.test
-    everything = torch.arange(len(examples))
-    if test is None:
-        kept, held_out = divide(examples.target, everything, config.test, rng("split", "test"))
+    examples, official = loaded.examples, loaded.test
+    kept = limited(examples.target, config.limit, rng("split", "limit"))
+    if official is None:
+        kept, held_out = divide(examples.target, kept, config.test, rng("split", "test"))
         test = examples.take(held_out)
     else:
-        kept, held_out = everything, None
-        test = _limited(test, config.limit, rng)
+        held_out = limited(official.target, config.limit, rng("split", "limit"))
+        test = official.take(held_out)
     train_index, valid_index = divide(examples.target, kept, config.valid, rng("split", "valid"))
     if not len(train_index):
         raise ConfigError("dataset: no training example is left after dataset.test, dataset.valid and dataset.limit")
@@ -108,29 +108,43 @@ def divide(target: Tensor, index: Tensor, fraction: float, generator: torch.Gene
 
     `target` int64 [N] is divided class by class, floating targets as a whole.
     """
-    shuffled = index[torch.randperm(len(index), generator=generator)]
-    groups = [shuffled]
-    if not target.is_floating_point():
-        groups = [shuffled[target[shuffled] == label] for label in target[shuffled].unique()]
+    groups = _by_class(target, index[torch.randperm(len(index), generator=generator)])
     taken = [group[: round(fraction * len(group))] for group in groups]
     kept = [group[round(fraction * len(group)) :] for group in groups]
     return torch.cat(kept).sort().values, torch.cat(taken).sort().values
 
 
-def _limited(part: Split, limit: int | None, rng: Rng) -> Split:
-    if limit is None or limit >= len(part):
-        return part
-    everything = torch.arange(len(part))
-    return part.take(divide(part.target, everything, limit / len(part), rng("split", "limit"))[1])
+def limited(target: Tensor, limit: int | None, generator: torch.Generator) -> Tensor:
+    """The indices of exactly `limit` examples (all if None), ascending, in which each class keeps its share.
+
+    The k-th of the n shuffled examples of a class stands at (k + ½) / n, and those that stand first are taken: so many
+    of each class as Sainte-Laguë's method gives seats, and fewer examples are always among more.
+    """
+    everything = torch.arange(len(target))
+    if limit is None or limit >= len(target):
+        return everything
+    shuffled = everything[torch.randperm(len(target), generator=generator)]
+    place = torch.empty(len(target), dtype=torch.float64)
+    for group in _by_class(target, shuffled):
+        place[group] = (torch.arange(len(group), dtype=torch.float64) + 0.5) / len(group)
+    first = place[shuffled].argsort(stable=True)[:limit]
+    return shuffled[first].sort().values
 
 
-def _describe(part: Split, index: Tensor | None) -> dict[str, Any]:
-    """Size, examples per class and a hash of which examples they are."""
+def _by_class(target: Tensor, index: Tensor) -> list[Tensor]:
+    """`index` in parts of one class each; as a whole where targets are real numbers or there is no example."""
+    if target.is_floating_point() or not len(index):
+        return [index]
+    labels = target[index]
+    return [index[labels == label] for label in labels.unique()]
+
+
+def _describe(part: Split, index: Tensor) -> dict[str, Any]:
+    """Size, examples per class and a hash of which of the loaded examples they are."""
     described: dict[str, Any] = {"examples": len(part)}
     if not part.target.is_floating_point():
         described["per_class"] = torch.bincount(part.target).tolist()
-    if index is not None:
-        described["index_sha256"] = hashlib.sha256(index.numpy().tobytes()).hexdigest()
+    described["index_sha256"] = hashlib.sha256(index.numpy().tobytes()).hexdigest()
     return described
 
 

@@ -134,19 +134,16 @@ def _outputs(spec: Spec, settings: StreamSettings) -> int:
     if settings.tasks_by != "classes":
         return classes if settings.scenario == "domain" else classes * settings.tasks
     least = 1 if settings.scenario == "class" else 2
-    if classes // settings.tasks < least:
+    equal = settings.scenario == "domain"  # all tasks share the same outputs
+    fitting = [count for count in range(2, classes // least + 1) if not equal or classes % count == 0]
+    if settings.tasks not in fitting:
+        some = " or ".join(map(str, fitting)) if equal else f"2 to {classes // least}"
         raise ConfigError(
-            f"view.tasks={settings.tasks}: {classes} classes make at most {classes // least} tasks "
-            f"in the {settings.scenario} scenario"
+            f"view.tasks={settings.tasks}: the {settings.scenario} scenario needs tasks of {least} or more classes"
+            f"{', all equally many' if equal else ''}, and there are {classes}; "
+            f"use {f'view.tasks={some}' if fitting else 'view.tasks_by=permutation or another data set'}"
         )
-    if settings.scenario != "domain":
-        return classes
-    if classes % settings.tasks:
-        raise ConfigError(
-            f"view.tasks={settings.tasks}: does not divide {classes} classes; in the domain scenario all tasks share "
-            f"the same outputs"
-        )
-    return classes // settings.tasks
+    return classes // settings.tasks if equal else classes
 
 
 def _by_classes(splits: Splits, settings: StreamSettings, spec: Spec, rng: Rng) -> tuple[Task, ...]:

@@ -56,6 +56,8 @@ class Supervised(Method):
             self.loss = make_loss(self.config.loss, target, self.config.label_smoothing)
         except ValueError as error:
             raise ConfigError(f"method.loss: {error}; use method.loss=auto") from None
+        if self.config.patience is not None and not len(self.data.valid):
+            raise ConfigError("method.patience: needs validation examples; set dataset.valid above 0")
         self.network = context.build()
         self.optimiser = make_optimiser(self.network.parameters(), self.config)
         self.updates_per_epoch = -(-len(self.data.train) // self.config.batch_size)

@@ -45,6 +45,6 @@ def load_bundle(run: Path | str) -> dict[str, Any]:
         raise ConfigError(f"{run}: holds no trained network (checkpoints/model.pt); is the run completed?")
     try:
         bundle: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
         raise ConfigError(f"{path}: cannot be read: {(str(error).splitlines() or ['damaged'])[0]}") from None
     return bundle

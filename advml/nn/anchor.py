@@ -16,7 +16,10 @@ from torch import Tensor, nn
 
 
 class Anchor:
-    """The collapsed penalty over named parameters; parameters that appear later enter with zero importance."""
+    """The collapsed penalty over the trainable parameters of a network, by name.
+
+    The head is there from the start: rows of outputs whose task is still to come have a Fisher of zero, so no penalty.
+    """
 
     def __init__(self, network: nn.Module) -> None:
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
@@ -53,6 +56,8 @@ class Anchor:
         if self.empty or strength == 0:
             return
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        if not gradients:
+            return
         parameters: list[Tensor] = [self.parameters[name] for name in gradients]
         pull = list(torch._foreach_sub(parameters, [self.centre[name] for name in gradients]))
         torch._foreach_mul_(pull, [self.importance[name] for name in gradients])

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from advml.contracts import Metrics, Network, Split
 from advml.nn.losses import masked
@@ -17,15 +17,16 @@ BATCH = 1024  # large enough to keep two cores busy, small enough for a convolut
 
 
 @contextmanager
-def evaluating(network: Network) -> Iterator[None]:
-    """Evaluation mode without gradients; the mode that was set before comes back."""
-    training = network.training
+def evaluating(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradients; afterwards every module is in the mode that it was in."""
+    modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        network.train(training)
+        for module, mode in modes:
+            module.training = mode
 
 
 def predict(
@@ -35,8 +36,12 @@ def predict(
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
     """Outputs [N, spec.outputs] for all examples; −∞ where `mask` (bool [C]) says that a class is not active."""
-    with evaluating(network), autocast():
-        chunks = [network(split.batch(slice(at, at + BATCH)).inputs) for at in range(0, len(split), BATCH)]
+    chunks = []
+    with evaluating(network):
+        for at in range(0, len(split), BATCH):
+            inputs = split.batch(slice(at, at + BATCH)).inputs  # prepared in full precision, as in training
+            with autocast():
+                chunks.append(network(inputs))
     return masked(torch.cat(chunks).to(torch.promote_types(chunks[0].dtype, torch.float32)), mask)
 
 

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from advml.contracts import Batch, Network, Split
 
@@ -48,16 +50,19 @@ def fisher_diagonal(
     Engines: `loop` differentiates example by example and serves any network; `linear` is a closed form for networks
     whose parameters all belong to linear layers; `auto` takes the fastest that applies.
     """
-    index = torch.arange(len(split), device=split.device) if index is None else index.to(split.device)
-    if not len(index):
+    whole = slice(None) if index is None else index.to(split.device)
+    count = len(split.target[whole])
+    if not count:
         raise ValueError("the Fisher diagonal needs at least one example")
     if mask is not None:
         mask = mask.to(split.device)
-        if kind in ("empirical", "batched") and not bool(mask[split.target[index]].all()):
+        if kind in ("empirical", "batched") and not bool(mask[split.target[whole]].all()):
             raise ValueError(f"kind {kind} needs examples of active classes only")
 
     def batches() -> Iterator[Batch]:
-        return (split.batch(part) for part in torch.split(index, batch_size))
+        for start in range(0, count, batch_size):
+            part = slice(start, start + batch_size)
+            yield split.batch(part if isinstance(whole, slice) else whole[part])  # a slice copies nothing
 
     def gradients(logits: Tensor, target: Tensor) -> Iterator[Tensor]:
         return directions(logits.detach(), target, kind, mask, generator)
@@ -74,7 +79,7 @@ def fisher_diagonal(
                 if engine == "linear":
                     raise
                 total = _loop(network, batches(), gradients)
-    return {name: values / len(index) for name, values in total.items()}
+    return {name: values / count for name, values in total.items()}
 
 
 def directions(
@@ -82,20 +87,39 @@ def directions(
 ) -> Iterator[Tensor]:
     """Gradients δ [B, C] with respect to the logits, such that the Fisher diagonal is Σ over δ of (δᵀ ∂logits/∂θ)².
 
-    For softmax ∂ log p(c|x) / ∂logits = e_c − p(·|x), in closed form. `exact` gives √p_c (e_c − p) for each active
-    class c, the other kinds e_c − p for the one class chosen.
+    For softmax ∂ log p(c|x) / ∂logits = e_c − p(·|x), in closed form: the direction itself for one class chosen.
+    `exact` needs one direction fewer than active classes: see `contrasts`.
     """
     if mask is not None:
         logits = logits.masked_fill(~mask, -torch.inf)
     probability = logits.softmax(1)
     if kind == "exact":
-        for label in range(logits.shape[1]) if mask is None else mask.nonzero().flatten().tolist():
-            direction = -probability
-            direction[:, label] += 1
-            yield direction * probability[:, label : label + 1].sqrt()
+        active = range(logits.shape[1]) if mask is None else mask.nonzero()[:, 0].tolist()
+        yield from contrasts(probability, list(active))
         return
     chosen = drawn(logits, generator) if kind == "sample" else target
     yield nn.functional.one_hot(chosen, logits.shape[1]) - probability
+
+
+def contrasts(probability: Tensor, labels: list[int]) -> Iterator[Tensor]:
+    """C − 1 directions δ [B, C] with Σ δδᵀ = diag(p) − ppᵀ, for p [B, C] that is 0 outside the C ascending `labels`.
+
+    With J = ∂logits/∂θ, any δs give Σ (δᵀJ)² = diag(Jᵀ (Σ δδᵀ) J), so only Σ δδᵀ matters; for the C directions
+    √p_c (e_c − p) of the exact Fisher it is diag(p) − ppᵀ, of rank C − 1: fewer directions than here cannot do.
+    These are the columns of its Cholesky factor (Tanabe & Sagae 1992), each class c but the last against those after
+    it, with q_c = Σ_{k>c} p_k:  δ_c = √(p_c q_c / (p_c + q_c)) (e_c − Σ_{k>c} e_k p_k / q_c).
+    """
+    smallest = torch.finfo(probability.dtype).tiny  # 0 instead of 0/0 where probabilities underflow
+    later = probability[:, labels[-1:]]
+    for label in reversed(labels[:-1]):
+        here = probability[:, label, None]
+        both = here + later
+        length = (here * (later / both.clamp_min(smallest))).sqrt()
+        direction = torch.zeros_like(probability)
+        direction[:, label] = length[:, 0]
+        direction[:, label + 1 :] = probability[:, label + 1 :] * (-length / later.clamp_min(smallest))
+        yield direction
+        later = both
 
 
 def drawn(logits: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -135,15 +159,20 @@ def _gradient(logits: Tensor, of: list[nn.Parameter] | list[Tensor], direction: 
 
 
 def _loop(network: Network, batches: Iterable[Batch], gradients: Directions) -> dict[str, Tensor]:
-    """Example by example: the reference, and the way for any network."""
+    """Example by example: the reference, and the way for any network.
+
+    Each batch has sums of its own: thousands of small terms added to one large sum would round off.
+    """
     parameters, total = _trainable(network)
-    weights, sums = list(parameters.values()), list(total.values())
+    weights = list(parameters.values())
     for batch in batches:
+        sums = [torch.zeros_like(value) for value in weights]
         for row in range(len(batch.target)):
             logits = network({name: values[row : row + 1] for name, values in batch.inputs.items()})
             for direction in gradients(logits, batch.target[row : row + 1]):
                 gradient = _gradient(logits, weights, direction)
                 torch._foreach_addcmul_(sums, gradient, gradient)
+        torch._foreach_add_(list(total.values()), sums)
     return total
 
 
@@ -183,40 +212,102 @@ def _linear(network: Network, batches: Iterable[Batch], gradients: Directions) -
     """Closed form for layers z = W a + b that see each example once.
 
     An example's gradient is Δ aᵀ with Δ = ∂(score)/∂z, so squared and summed over examples it is (Δ²)ᵀ(A²), with
-    A [B, in] and Δ [B, out]; the biases' is ΣΔ². Summing Δ² over the classes first leaves one product for each layer
-    and batch. Deltas come from autograd, by way of the layers' outputs, so whatever lies between layers is free.
-    A weight that is also used outside its layer's call would escape notice: ask for the loop then.
+    A [B, in] and Δ [B, out]; the biases' is ΣΔ². Summing Δ² over the directions first leaves one product for each
+    layer and batch. Deltas come from autograd, so whatever lies between layers is free. It carries no gradient to any
+    parameter in this: one that gets a gradient nevertheless is used in another way than its layer's call.
     """
     layers = linear_layers(network)
     if layers is None:
         raise _Unsuited("engine linear needs all trainable parameters in linear layers, none shared")
     parameters, total = _trainable(network)
-    calls: dict[nn.Module, tuple[Tensor, Tensor]] = {}
-
-    def remember(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        if layer in calls or inputs[0].dim() != 2:
-            raise _Unsuited("engine linear needs each layer to be used once, on inputs [B, features]")
-        calls[layer] = (inputs[0].detach().square(), output)
-        return output.clone()  # what follows may work in place, and must not change what is remembered
-
-    hooks = [layer.register_forward_hook(remember) for layer in layers.values()]
-    try:
-        for batch in batches:
-            calls.clear()
+    for batch in batches:
+        with _Watch(layers, len(batch.target)) as watch:
             logits = network(batch.inputs)
-            if len(calls) != len(layers):
-                raise _Unsuited("engine linear needs each layer to be used once")
-            outputs = [calls[layer][1] for layer in layers.values()]
-            squares = [torch.zeros_like(output) for output in outputs]
-            for direction in gradients(logits, batch.target):
-                deltas = _gradient(logits, outputs, direction)
-                torch._foreach_addcmul_(squares, deltas, deltas)
-            for (name, layer), square in zip(layers.items(), squares, strict=True):
-                if layer.weight.requires_grad:
-                    total[f"{name}.weight"].addmm_(square.T, calls[layer][0])
-                if f"{name}.bias" in parameters:
-                    total[f"{name}.bias"] += square.sum(0)
-    finally:
-        for hook in hooks:
-            hook.remove()
+        for direction in gradients(logits, batch.target):
+            sources = [watch.source, *parameters.values()]
+            found = torch.autograd.grad(logits, sources, direction, retain_graph=True, allow_unused=True)
+            if any(gradient is not None for gradient in found):
+                raise _Unsuited("engine linear needs parameters to be used by their layer's call only")
+        for name, call in watch.calls.items():
+            if f"{name}.weight" in parameters:
+                total[f"{name}.weight"] += product(call.deltas.T, call.inputs.T)
+            if f"{name}.bias" in parameters:
+                total[f"{name}.bias"] += call.deltas.sum(0)
     return total
+
+
+class _Call:
+    """One layer's call: A² [B, in], and Δ² [B, out] summed over the backward passes so far."""
+
+    def __init__(self, layer: nn.Linear, inputs: Tensor) -> None:
+        self.weight = layer.weight.detach()
+        self.bias = None if layer.bias is None else layer.bias.detach()
+        self.inputs = inputs.detach().square()  # now: what follows may work in place
+        self.deltas = inputs.new_zeros(len(inputs), len(self.weight))
+
+    @cached_property
+    def transposed(self) -> Tensor:
+        """Wᵀ [in, out], rearranged once for all backward passes."""
+        return self.weight.T.contiguous()
+
+
+class _Affine(torch.autograd.Function):
+    """z = a Wᵀ + b. Its backward pass adds Δ² to the call's and goes on to a only, and only where a depends on layers.
+
+    `source` stands for the parameters: because it requires a gradient, z does.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, source: Tensor, call: _Call) -> Tensor:
+        ctx.call = call
+        return product(inputs, call.weight, call.bias)
+
+    @staticmethod
+    def backward(ctx: Any, *deltas: Tensor) -> tuple[Tensor | None, None, None]:
+        (delta,) = deltas
+        ctx.call.deltas.addcmul_(delta, delta)
+        return product(delta, ctx.call.transposed) if ctx.needs_input_grad[0] else None, None, None
+
+
+class _Watch(TorchFunctionMode):
+    """Within it, calls of `layers` are done by `_Affine` and noted in `calls`."""
+
+    def __init__(self, layers: dict[str, nn.Linear], examples: int) -> None:
+        super().__init__()
+        self.layers = {layer.weight: (name, layer) for name, layer in layers.items()}
+        self.examples = examples
+        self.calls: dict[str, _Call] = {}
+        self.source = torch.zeros((), requires_grad=True)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        does = self._linear if func is nn.functional.linear else func
+        return does(*args, **(kwargs or {}))
+
+    def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        name, layer = self.layers.get(weight, ("", None))
+        if layer is None or bias is not layer.bias:
+            return nn.functional.linear(input, weight, bias)
+        if name in self.calls or input.dim() != 2 or len(input) != self.examples:
+            raise _Unsuited("engine linear needs each layer to be used once, on inputs [B, features]")
+        if torch.is_autocast_enabled(input.device.type):
+            raise _Unsuited("engine linear needs one precision: it does not work under autocast")
+        self.calls[name] = call = _Call(layer, input)
+        output: Tensor = _Affine.apply(input, self.source, call)  # type: ignore[no-untyped-call]
+        return output
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a bᵀ + bias, [M, K] and [N, K] → [M, N].
+
+    In float32 on processors with AVX-512, large products go through oneDNN: on those not made by Intel, the MKL inside
+    torch uses half the processor's width. Below 128 rows or columns the way there and back costs more than it saves.
+    """
+    if a.dtype == torch.float32 and min(*a.shape, *b.shape) >= 128 and a.device.type == "cpu" and _wide():
+        bias = None if bias is None else bias.to_mkldnn()
+        return nn.functional.linear(a.to_mkldnn(), b.to_mkldnn(), bias).to_dense()
+    return nn.functional.linear(a, b, bias)
+
+
+def _wide() -> bool:
+    onednn = torch.backends.mkldnn
+    return bool(onednn.is_available() and onednn.enabled) and torch.backends.cpu.get_cpu_capability() == "AVX512"

@@ -24,6 +24,7 @@ def masked(logits: Tensor, mask: Tensor | None) -> Tensor:
 
 def cross_entropy(logits: Tensor, batch: Batch, smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy over the active classes; `smoothing` spreads that share evenly over them (Szegedy 2016)."""
+    logits = _at_least_float32(logits)
     if not smoothing or batch.mask is None:
         return F.cross_entropy(masked(logits, batch.mask), batch.target, label_smoothing=smoothing)
     active = batch.mask.expand_as(logits)
@@ -47,7 +48,13 @@ def make_loss(name: LossName, target: Target, smoothing: float = 0.0) -> Loss:
     if name == "cross_entropy":
         return lambda outputs, batch: cross_entropy(outputs, batch, smoothing)
     measure = REGRESSION[name]
-    return lambda outputs, batch: measure(outputs, batch.target)
+    # A network gives [B, outputs]; a target is [B, *shape]. Broadcasting [B, 1] against [B] would compare all pairs.
+    return lambda outputs, batch: measure(_at_least_float32(outputs).reshape(batch.target.shape), batch.target)
+
+
+def _at_least_float32(outputs: Tensor) -> Tensor:
+    """Under autocast outputs are bfloat16, in which a loss would keep 3 digits."""
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
 
 
 def mean_of(values: list[Tensor], sizes: list[int]) -> Tensor:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
 import torch
@@ -64,12 +64,13 @@ def train(
     total: int,
     count: Counter,
     transform: Callable[[], None] | None = None,
+    after: Callable[[], None] | None = None,
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
     """Train on the batches in order; the mean loss per example, a 0-d tensor on the network's device.
 
     `update` of `total` is where the learning-rate schedule stands. `transform` changes the gradients in place before
-    they are clipped and used: penalties, projections, privacy.
+    they are clipped and used: penalties, projections, privacy. `after` is called after each update.
     """
     network.train()
     parameters = list(network.parameters())
@@ -85,6 +86,8 @@ def train(
         if settings.clip_norm is not None:
             clip_gradients(parameters, settings.clip_norm)
         optimiser.step()
+        if after is not None:
+            after()
         values.append(value.detach())
         sizes.append(len(batch.target))
     optimiser.zero_grad()
@@ -92,19 +95,18 @@ def train(
     return mean_of(values, sizes)
 
 
-@contextmanager
-def rows_kept(head: nn.Module, active: Tensor) -> Iterator[None]:
-    """Put the head's rows of inactive outputs (`active` bool [C] false) back as they were: never updated.
+def rows_kept(head: nn.Module, active: Tensor) -> Callable[[], None]:
+    """A function that puts the head's rows of inactive outputs (`active` bool [C] false) back as they are now.
 
-    Their gradient is zero, but weight decay and an optimiser's momentum would still move them. Since masked rows do not
-    enter the loss, restoring them after a block of updates is the same as restoring them after each.
+    Called after each update, it keeps them from ever moving: their gradient is zero, but weight decay and an
+    optimiser's momentum would still move them.
     """
-    inactive = ~active
-    rows: Sequence[nn.Parameter] = [p for p in head.parameters() if p.dim() and len(p) == len(active)]
-    before = [parameter.detach()[inactive] for parameter in rows]
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for parameter, values in zip(rows, before, strict=True):
-                parameter[inactive] = values
+    rows = (~active).nonzero().flatten()
+    kept = [(p, p.detach()[rows]) for p in head.parameters() if p.dim() and len(p) == len(active) and len(rows)]
+
+    @torch.no_grad()
+    def put_back() -> None:
+        for parameter, values in kept:
+            parameter.index_copy_(0, rows, values)
+
+    return put_back

@@ -61,7 +61,7 @@ class Loop:
         for observer in self.observers:
             observer.start(self.phases, progress.total)
         self._skip_empty_phases()
-        reasons = self._evaluate(phase_ended=True) if progress.total == 0 else []
+        reasons = self._evaluate(phase_ended=True) if not self.recorder.records else []
         saved_at, reason = time.monotonic(), self._asked_to_stop() or _first(reasons)
         while progress.phase < len(self.phases) and reason is None:
             reason, phase_ended = self._step()
@@ -70,6 +70,8 @@ class Loop:
             if phase_ended or due or reason:
                 self.checkpoint()
                 saved_at = time.monotonic()
+        if self._waiting_best is not None:  # no step was made: nothing planned, or asked to stop before the first
+            self.checkpoint()
         if progress.phase < len(self.phases):
             progress.stopped_by = reason
 

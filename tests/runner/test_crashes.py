@@ -1,4 +1,4 @@
-"""A run that dies at any write point, or is killed at any moment, ends as if nothing had happened once it is resumed."""
+"""A run that dies at any write point, or is killed at any moment, is resumed and ends as if nothing had happened."""
 
 import json
 import random

@@ -26,7 +26,7 @@ def wait_for_step(cwd, step, seconds=60.0):
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         for file in (cwd / "outputs").glob("*/*/*/metrics.jsonl"):
-            if file.read_bytes().count(b'"train"') >= step:
+            if file.read_bytes().count(b'"split": "train"') >= step:
                 return file.parent
         time.sleep(0.002)
     raise AssertionError(f"no step {step} in {seconds} seconds")
@@ -76,6 +76,25 @@ class TestSignals:
         assert err.splitlines()[-1].endswith(f"to go on: advml resume {folder}")
         assert out.splitlines()[-1] == str(folder)
 
+    def test_before_the_first_step(self, inside, tree):
+        """Nothing but the evaluation at step 0 is there, and it is not made twice."""
+
+        class AtOnce:
+            def start(self, phases, done):
+                self.done = done
+
+            def note(self, text): ...
+            def finish(self): ...
+
+            def record(self, record):
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        whole = start(bind(tree()), Asked("test"))
+        outcome = start(bind(tree()), Asked("test"), [AtOnce()])
+        assert (outcome.state, outcome.folder.status()["step"]) == ("interrupted", 0)
+        assert resume(outcome.folder, bind(tree())).state == "completed"
+        assert_same_run(whole.folder.path, outcome.folder.path)
+
     def test_the_second_stops_at_once(self, inside):
         """Asked twice within one step: no waiting for its end."""
 
@@ -90,7 +109,7 @@ class TestSignals:
                 if record["step"] == 3 and record["split"] == "train":
                     os.kill(os.getpid(), signal.SIGINT)
                     os.kill(os.getpid(), signal.SIGINT)
-                return None
+                return
 
         outcome = start(bind(compose(LONG)[0]), Asked("test"), [Twice()])
         assert (outcome.state, outcome.exit_code) == ("interrupted", 130)
@@ -137,7 +156,9 @@ class TestLimits:
     def test_a_limit_that_the_plan_reaches_anyway_stops_nothing(self, tiny):
         assert tiny("limits.steps=4").result()["stopped_by"] is None
 
-    @pytest.mark.parametrize(("key", "limit", "counted"), [("samples", 150, 204), ("updates", 8, 8), ("gradients", 1, 102)])
+    COUNTED = (("samples", 150, 204), ("updates", 8, 8), ("gradients", 1, 102))
+
+    @pytest.mark.parametrize(("key", "limit", "counted"), COUNTED)
     def test_counters(self, key, limit, counted, tiny):
         result = tiny(f"limits.{key}={limit}").result()
         assert result["stopped_by"] == f"limits.{key}={limit} reached ({counted})"

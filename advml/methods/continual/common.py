@@ -101,19 +101,19 @@ class Continual(Method):
         if batches is not None and self.stream.scenario == "task":  # a mixture of tasks trains the outputs of them all
             for earlier in self.stream.tasks[: at.phase]:
                 active = active | earlier.outputs
-        with rows_kept(self.network.head, active):
-            return train(
-                self.network,
-                chosen,
-                self.loss,
-                self.optimiser,
-                settings=self.config,
-                update=start,
-                total=self.config.iterations,
-                count=self.context.count,
-                transform=transform,
-                autocast=self.context.autocast,
-            )
+        return train(
+            self.network,
+            chosen,
+            self.loss,
+            self.optimiser,
+            settings=self.config,
+            update=start,
+            total=self.config.iterations,
+            count=self.context.count,
+            transform=transform,
+            after=rows_kept(self.network.head, active),
+            autocast=self.context.autocast,
+        )
 
     def evaluate(self, split: SplitName) -> Metrics:
         """Accuracy of each task and their mean over the tasks begun; validation leaves out tasks still to come."""

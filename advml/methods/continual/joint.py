@@ -6,11 +6,12 @@ from advml.config import settings
 from advml.contracts import At, Context, Step
 from advml.data.union import Union
 from advml.methods.continual.common import Continual, ContinualSettings
+from advml.nn.optimisers import make_optimiser
 
 
 @settings
 class Settings(ContinualSettings):
-    """Whether each task begins from scratch."""
+    """Whether each task begins from scratch: initial weights, and an optimiser that remembers nothing."""
 
     restart: bool
 
@@ -29,6 +30,7 @@ class Joint(Continual):
         """A block of iterations on the union of the tasks so far, each example under its own task's mask."""
         if at.index == 0 and self.config.restart:
             self.network.load_state_dict(self.context.build().state_dict())
+            self.optimiser = make_optimiser(self.network.parameters(), self.config)
         if self.union is None or len(self.union.splits) != at.phase + 1:
             tasks = self.stream.tasks[: at.phase + 1]
             masks = [self.stream.mask(number, at.phase + 1) for number in range(len(tasks))]

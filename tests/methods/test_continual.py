@@ -1,0 +1,461 @@
+"""Continual methods: the reductions that must hold exactly, masks, the penalty, the matrix and its numbers."""
+
+import json
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+import advml
+from advml.data.plain import Plain
+from advml.data.prepare import restore
+from advml.data.stream import Stream
+from advml.data.union import Union
+from advml.errors import ConfigError
+from advml.methods.continual import metrics as numbers
+from advml.nn.fisher import fisher_diagonal
+from advml.nn.metrics import accuracy
+from advml.nn.optimisers import make_optimiser
+from advml.nn.training import train
+from advml.runner.artifacts import read_csv
+
+SMALL = (
+    "dataset.limit=400", "view.tasks=3", "method.iterations=20", "method.block=8", "method.lr=0.01",
+    "method.batch_size=16",
+)  # fmt: skip
+VIEWS = {
+    "task": ("view=stream",),
+    "class": ("view=stream_class",),
+    "domain": ("view=stream", "view.scenario=domain", "view.tasks=2"),
+    "permuted": ("view=stream_permuted",),
+    "permuted task": ("view=stream_permuted", "view.scenario=task"),
+    "rotated": ("view=stream_rotated",),
+}
+METHODS = {
+    "finetune": ("method=finetune",),
+    "ewc": ("method=ewc", "method.strength=10"),
+    "separate": ("method=ewc", "method.strength=10", "method.anchor=separate"),
+    "joint": ("method=joint",),
+    "restart": ("method=joint", "method.restart=true"),
+}
+
+
+def small(method="ewc", view="permuted", *more):
+    return (*METHODS[method], *VIEWS[view][:1], *SMALL, *VIEWS[view][1:], *more)
+
+
+# --- reductions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("anchor", ["online", "separate"])
+def test_ewc_of_strength_zero_is_finetuning_bit_for_bit(play, same, view, anchor):
+    ewc = play(*small("ewc", view, "method.strength=0", f"method.anchor={anchor}")).go()
+    finetune = play(*small("finetune", view)).go()
+    assert same(ewc.weights(), finetune.weights())
+    assert [step["loss"] for step in ewc.steps] == [step["loss"] for step in finetune.steps]
+    assert {step["penalty"] for step in ewc.steps} == {0.0}
+    assert ewc.evaluate() == finetune.evaluate()
+    assert not same(ewc.weights(), play(*small("ewc", view, f"method.anchor={anchor}")).go().weights())
+
+
+@pytest.mark.parametrize("extra", [(), ("model.norm=batch",), ("method.optimiser=sgd", "method.weight_decay=0.01")])
+def test_the_first_task_is_supervised_learning_bit_for_bit(play, same, extra):
+    """Same examples, same order of indices: 4 epochs of 5 batches are 20 iterations."""
+    cut = ("method.lr=0.01", "method.batch_size=64", *extra)
+    finetune = play(*small("finetune", "permuted", *cut))
+    task = finetune.view[0]
+    batches = -(-len(task.train) // 64)
+    finetune = play(*small("finetune", "permuted", *cut, f"method.iterations={4 * batches}", f"method.block={batches}"))
+    finetune.to_end_of(0)
+
+    view = Plain(task.train, task.valid, task.test, finetune.view.spec, {})
+    supervised = play("method=supervised", "view=plain", "method.epochs=4", *cut, view=view)
+    keyed = supervised.context.rng
+    supervised.context.rng = lambda purpose, *key: keyed(purpose, 0, *key) if purpose == "shuffle" else keyed(purpose, *key)
+    supervised.go()
+    assert same(finetune.weights(), supervised.weights())
+    assert [step["loss"] for step in finetune.steps] == [step["loss"] for step in supervised.steps]
+    assert finetune.evaluate()["accuracy/task1"] == supervised.evaluate()["accuracy"]
+
+
+@pytest.mark.parametrize("view", ["task", "class", "domain", "permuted"])
+@pytest.mark.parametrize("fresh", ["true", "false"])
+def test_joint_from_scratch_is_training_on_the_union(play, same, view, fresh):
+    """After the last task: the same as initial weights and a new optimiser on all examples in the same order."""
+    joint = play(*small("restart", view, f"method.fresh_optimiser={fresh}", "method.weight_decay=0.01")).go()
+    stream, context, config = joint.view, joint.context, joint.context.settings
+    last = len(stream) - 1
+    union = Union([task.train for task in stream], [stream.mask(number, len(stream)) for number in range(len(stream))])
+    network = context.build()
+
+    def by_hand():
+        per_epoch = -(-len(union) // config.batch_size)
+        for iteration in range(config.iterations):
+            epoch, place = divmod(iteration, per_epoch)
+            order = torch.randperm(len(union), generator=context.rng("shuffle", last, epoch))
+            yield union.batch(order[place * config.batch_size : (place + 1) * config.batch_size])
+
+    train(
+        network, by_hand(), joint.method.loss, make_optimiser(network.parameters(), config), settings=config,
+        update=0, total=config.iterations, count=lambda **work: None,
+    )  # fmt: skip
+    assert same(joint.weights(), network.state_dict())
+    assert not same(joint.weights(), play(*small("joint", view, "method.weight_decay=0.01")).go().weights())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("view", ["task", "class"])
+@pytest.mark.parametrize("fresh", ["true", "false"])
+def test_the_block_is_only_a_unit_of_recording(play, same, method, view, fresh):
+    """Whatever is measured in between, even where decay, momentum, clipping and the penalty meet masked rows."""
+    chosen = (f"method.fresh_optimiser={fresh}", "method.weight_decay=0.05", "method.clip_norm=0.5")
+    schedule = ("method.schedule=cosine", "method.warmup=3", "method.optimiser=rmsprop", "method.momentum=0.9")
+    coarse = play(*small(method, view, *chosen, *schedule, "method.block=20")).go()
+    fine = play(*small(method, view, *chosen, *schedule, "method.block=3")).go()
+    assert (len(coarse.steps), len(fine.steps)) == (3, 21)
+    assert same(coarse.weights(), fine.weights())
+    assert coarse.budget.counts == fine.budget.counts
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("stop", [1, 3, 4, 8])
+def test_a_restored_method_goes_on_bit_for_bit(play, same, method, stop):
+    more = ("method.fresh_optimiser=false", "model.norm=batch", "model.dropout=0.2")
+    whole = play(*small(method, "task", *more)).go()
+    first = play(*small(method, "task", *more)).go(stop)
+    again = play(*small(method, "task", *more))
+    again.method.load_state_dict(first.method.state_dict())
+    again.steps = list(first.steps)
+    again.go()
+    assert again.steps == whole.steps
+    assert same(again.weights(), whole.weights())
+    assert again.evaluate() == whole.evaluate()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluating_changes_nothing(play, same, method):
+    more = ("model.norm=batch", "model.dropout=0.2")
+    quiet, curious = play(*small(method, "class", *more)), play(*small(method, "class", *more))
+    for _ in range(len(quiet.plan)):
+        quiet.go(1)
+        curious.go(1)
+        for split in ("valid", "test", "train"):
+            assert curious.evaluate(split) == curious.evaluate(split)
+    assert same(quiet.weights(), curious.weights())
+    assert quiet.steps == curious.steps
+
+
+# --- masks --------------------------------------------------------------------------------------------------------
+
+STIRRED = [
+    ("method.optimiser=sgd", "method.momentum=0.9", "method.weight_decay=0.1"),
+    ("method.optimiser=adam", "method.weight_decay=0.1"),
+    ("method.optimiser=adamw", "method.weight_decay=0.1"),
+    ("method.optimiser=rmsprop", "method.momentum=0.9", "method.weight_decay=0.1"),
+]
+
+
+@pytest.mark.parametrize("stirred", STIRRED)
+@pytest.mark.parametrize("method", ["finetune", "separate", "ewc"])
+@pytest.mark.parametrize("view", ["task", "permuted task"])
+def test_rows_of_other_heads_never_move(play, method, view, stirred):
+    played = play(*small(method, view, *stirred, "method.fresh_optimiser=false"))
+    for number, task in enumerate(played.view):
+        before = {name: value.detach().clone() for name, value in played.head.named_parameters()}
+        played.to_end_of(number)
+        for name, value in played.head.named_parameters():
+            assert torch.equal(value[~task.outputs], before[name][~task.outputs])
+            assert bool((value[task.outputs] != before[name][task.outputs]).any(-1).all())
+
+
+@pytest.mark.parametrize("stirred", STIRRED)
+def test_rows_of_classes_to_come_never_move(play, stirred):
+    played = play(*small("ewc", "class", *stirred, "method.fresh_optimiser=false"))
+    initial = {name: value.detach().clone() for name, value in played.head.named_parameters()}
+    for number in range(3):
+        played.to_end_of(number)
+        seen = played.view.mask(number, number + 1)
+        for name, value in played.head.named_parameters():
+            assert torch.equal(value[~seen], initial[name][~seen])
+            assert bool((value[seen] != initial[name][seen]).any(-1).all())
+
+
+@pytest.mark.parametrize("stirred", STIRRED[:2])
+def test_joint_moves_the_heads_of_all_tasks_so_far_and_no_other(play, stirred):
+    played = play(*small("joint", "task", *stirred))
+    for number in range(3):
+        before = {name: value.detach().clone() for name, value in played.head.named_parameters()}
+        played.to_end_of(number)
+        seen = torch.stack([task.outputs for task in played.view.tasks[: number + 1]]).any(0)
+        for name, value in played.head.named_parameters():
+            assert torch.equal(value[~seen], before[name][~seen])
+            assert bool((value[seen] != before[name][seen]).any(-1).all())
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_evaluation_lets_the_right_outputs_compete(play, view):
+    """By hand from the network's own outputs."""
+    played = play(*small("finetune", view)).to_end_of(1)
+    network = played.method.network.eval()
+    found = played.evaluate()
+    expected = {}
+    for number, task in enumerate(played.view):
+        logits = network(task.test.batch(slice(None)).inputs).detach()
+        if view == "class":
+            competing = torch.stack([t.outputs for t in played.view.tasks[: max(2, number + 1)]]).any(0)
+        else:
+            competing = task.outputs
+        logits[:, ~competing] = -math.inf
+        expected[f"accuracy/{task.name}"] = float(accuracy(logits, task.test.target))
+    seen = [expected["accuracy/task1"], expected["accuracy/task2"]]
+    assert found == pytest.approx({"average_accuracy": sum(seen) / 2} | expected)
+    assert set(played.evaluate("valid")) == {"average_accuracy", "accuracy/task1", "accuracy/task2"}
+
+
+def test_before_any_training_there_is_nothing_to_validate(play):
+    played = play(*small("ewc", "task"))
+    assert played.evaluate("valid") == {}
+    assert set(played.evaluate("test")) == {"accuracy/task1", "accuracy/task2", "accuracy/task3"}
+
+
+# --- elastic weight consolidation ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("method", ["ewc", "separate"])
+def test_the_penalty_acts_from_the_second_task_on(play, view, method):
+    played = play(*small(method, view)).go()
+    penalties = [step["penalty"] for step in played.steps]
+    assert penalties[:3] == [0.0] * 3
+    assert all(value > 0 for value in penalties[3:])
+    assert all(math.isfinite(step["loss"]) for step in played.steps)
+
+
+def test_a_stronger_penalty_moves_important_parameters_less(play):
+    """At equal Fisher information after task 1, the distance that it weighs shrinks with the strength."""
+    distances = []
+    for strength in (0, 10, 1000):
+        played = play(*small("ewc", "permuted", f"method.strength={strength}")).to_end_of(0)
+        anchor = played.method.anchor
+        fisher = {name: value.clone() for name, value in anchor.importance.items()}
+        centre = {name: value.clone() for name, value in anchor.centre.items()}
+        played.to_end_of(1)
+        moved = [(fisher[n] * (p.detach() - centre[n]) ** 2).sum() for n, p in anchor.parameters.items()]
+        distances.append(float(torch.stack(moved).sum()))
+    assert distances[0] > 2 * distances[1] > 4 * distances[2] > 0
+
+
+def test_ewc_forgets_less_than_finetuning(play):
+    """On permuted digits, at the shipped settings; by how much is for the benchmarks."""
+    more = ("view.tasks=3", "dataset.limit=800")
+    ewc = play("method=ewc", *more).go().evaluate()["average_accuracy"]
+    finetune = play("method=finetune", *more).go().evaluate()["average_accuracy"]
+    assert ewc > finetune + 0.02
+
+
+def test_class_incremental_ewc_forgets_all_the_same(play):
+    """About 1 / tasks is what the method can do here (van de Ven and Tolias 2019): the newest classes win."""
+    played = play("method=ewc", "view=stream_class", "view.tasks=5", "dataset.limit=800").go()
+    found = played.evaluate()
+    assert found["accuracy/task5"] > 0.8
+    assert found["average_accuracy"] < 0.45
+
+
+@pytest.mark.parametrize("kind", ["batched", "sample", "empirical"])
+@pytest.mark.parametrize("view", ["task", "class"])
+def test_other_kinds_of_fisher_information(play, same, kind, view):
+    chosen = play(*small("ewc", view, f"method.fisher={kind}", "method.fisher_batch_size=32")).go()
+    again = play(*small("ewc", view, f"method.fisher={kind}", "method.fisher_batch_size=32")).go()
+    assert chosen.steps == again.steps
+    assert all(step["penalty"] > 0 for step in chosen.steps[3:])
+    assert not same(chosen.weights(), play(*small("ewc", view)).go().weights())
+
+
+@pytest.mark.parametrize("kind", ["exact", "sample", "empirical"])
+def test_how_many_examples_the_fisher_takes_at_once_does_not_matter(play, kind):
+    coarse, fine = (
+        play(*small("ewc", "task", f"method.fisher={kind}", f"method.fisher_batch_size={size}")).to_end_of(0)
+        for size in (500, 7)
+    )
+    for name, value in coarse.method.anchor.importance.items():
+        other = fine.method.anchor.importance[name]
+        torch.testing.assert_close(value, other, rtol=1e-4, atol=1e-6 * float(value.max()))
+
+
+def test_fewer_examples_for_the_fisher(play):
+    """A keyed choice of the task's own examples."""
+    some = play(*small("ewc", "task", "method.fisher_examples=10")).to_end_of(0)
+    order = torch.randperm(len(some.view[0].train), generator=some.context.rng("fisher examples", 0))
+    expected = fisher_diagonal(
+        some.method.network, some.view[0].train, mask=some.view[0].outputs, index=order[:10]
+    )  # fmt: skip
+    for name, value in some.method.anchor.importance.items():
+        assert torch.equal(value, expected[name])
+    every = play(*small("ewc", "task", "method.fisher_examples=100000")).to_end_of(0)
+    whole = play(*small("ewc", "task")).to_end_of(0)
+    assert all(torch.equal(v, whole.method.anchor.importance[n]) for n, v in every.method.anchor.importance.items())
+
+
+@pytest.mark.parametrize("view", ["task", "class"])
+def test_heads_of_tasks_to_come_carry_no_penalty(play, view):
+    played = play(*small("ewc", view)).to_end_of(1)
+    seen = torch.stack([task.outputs for task in played.view.tasks[:2]]).any(0)
+    for name in ("head.weight", "head.bias"):
+        importance = played.method.anchor.importance[name]
+        assert not importance[~seen].any()
+        assert bool(importance[seen].reshape(int(seen.sum()), -1).any(1).all())
+
+
+# --- every combination runs ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["finetune", "ewc", "joint"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        ("model=mlp", "model.norm=batch"),
+        ("model=mlp", "model.norm=layer", "model.dropout=0.3"),
+        ("model=linear",),
+        ("model=cnn", "model.channels=[4, 6]", "model.hidden=8", "model.kernel=3"),
+        ("model=conv4", "model.channels=4", "model.blocks=2"),
+    ],
+)
+def test_models(play, method, model):
+    few = ("dataset.limit=120", "view.tasks=2", "method.iterations=4", "method.block=2")
+    played = play(*small(method, "task", *few, *model))
+    before = played.weights()
+    played.go()
+    assert all(math.isfinite(value) for step in played.steps for value in step.values())
+    after = played.weights()
+    assert all(not torch.equal(after[name], before[name]) for name in after)
+    assert all(value.isfinite().all() for value in after.values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("precision", ["float64", "bf16"])
+def test_precisions(play, method, precision):
+    played = play(*small(method, "rotated", f"precision={precision}")).go()
+    weights = played.weights()
+    assert {value.dtype for value in weights.values()} == {torch.float64 if precision == "float64" else torch.float32}
+    assert all(math.isfinite(value) for step in played.steps for value in step.values())
+    assert 0 <= played.evaluate()["average_accuracy"] <= 1
+
+
+def test_the_loss_must_fit(play):
+    with pytest.raises(ConfigError, match=r"method\.loss: mse does not fit a target of classes; use method\.loss=auto"):
+        play(*small("ewc", "task", "method.loss=mse"))
+
+
+def test_label_smoothing_runs_under_masks(play, same):
+    smooth = play(*small("finetune", "class", "method.label_smoothing=0.1")).go()
+    assert not same(smooth.weights(), play(*small("finetune", "class")).go().weights())
+    assert all(math.isfinite(step["loss"]) for step in smooth.steps)
+
+
+def test_a_task_without_training_examples_is_refused(play):
+    played = play(*small("finetune", "task"))
+    stream = played.view
+    nobody = replace(stream[1], train=stream[1].train.take(torch.empty(0, dtype=torch.int64)))
+    holed = Stream((stream[0], nobody, stream[2]), stream.scenario, stream.spec, stream.record)
+    with pytest.raises(ConfigError, match=r"no training example for the task of classes 4/5/6"):
+        play(*small("finetune", "task"), view=holed)
+
+
+# --- whole runs ---------------------------------------------------------------------------------------------------
+
+QUIET = ("device=cpu", "threads=1", "progress=off", "figures=false")
+
+
+def matrix_of(run):
+    """(corner, columns, row labels, values) of the artefact."""
+    header, *body = read_csv(run.folder / "artifacts/accuracy_matrix.csv")
+    return header[0], header[1:], [row[0] for row in body], [[float(value) for value in row[1:]] for row in body]
+
+
+@pytest.mark.parametrize("method", ["finetune", "ewc", "joint"])
+@pytest.mark.parametrize("view", ["task", "class", "permuted"])
+def test_matrix_and_summary_of_a_run(inside, method, view):
+    run = advml.run(*small(method, view), *QUIET)
+    corner, columns, rows, values = matrix_of(run)
+    labels = {
+        "task": ["0/1/2/3", "4/5/6", "7/8/9"],
+        "class": ["0/1/2/3", "4/5/6", "7/8/9"],
+        "permuted": ["natural", "order 1", "order 2"],
+    }[view]
+    assert corner == "trained up to \\ tested on"
+    assert columns == [f"task{number} ({label})" for number, label in enumerate(labels, start=1)]
+    assert rows == ["before", "after task1", "after task2", "after task3"]
+    before, matrix = values[0], values[1:]
+    assert all(0 <= value <= 1 for row in values for value in row)
+    assert min(matrix[0][0], matrix[1][1], matrix[2][2]) > 0.3  # it learns
+
+    summary = run.result["summary"]
+    assert summary["test_average_accuracy"] == pytest.approx(sum(matrix[2]) / 3)
+    assert summary["test_learning_accuracy"] == pytest.approx((matrix[0][0] + matrix[1][1] + matrix[2][2]) / 3)
+    back = [matrix[2][j] - matrix[j][j] for j in (0, 1)]
+    assert summary["test_backward_transfer"] == pytest.approx(sum(back) / 2)
+    lost = [max(matrix[0][0], matrix[1][0]) - matrix[2][0], matrix[1][1] - matrix[2][1]]
+    assert summary["test_forgetting"] == pytest.approx(sum(lost) / 2)
+    if view == "task":
+        assert summary["test_forward_transfer"] is None
+    else:
+        gained = [matrix[0][1] - before[1], matrix[1][2] - before[2]]
+        assert summary["test_forward_transfer"] == pytest.approx(sum(gained) / 2)
+    assert summary == pytest.approx(
+        {f"test_{k}": v for k, v in numbers.summarise(matrix, None if view == "task" else before).items()}
+    )
+    assert run.result["metrics"]["test"]["average_accuracy"] == pytest.approx(summary["test_average_accuracy"])
+    assert run.result["objective"]["value"] == run.result["metrics"]["valid"]["average_accuracy"]
+    assert run.result["best"] is None
+
+
+def test_a_run_stopped_early_has_fewer_rows_and_no_summary(inside):
+    run = advml.run(*small("ewc", "task"), *QUIET, "limits.steps=4")
+    _, _, rows, values = matrix_of(run)
+    assert rows == ["before", "after task1"]
+    assert [len(row) for row in values] == [3, 3]
+    assert run.result["summary"] == {}
+
+
+@pytest.mark.parametrize("method", ["finetune", "ewc", "joint"])
+def test_no_validation_split(inside, method):
+    run = advml.run(*small(method, "task"), *QUIET, "dataset.valid=0")
+    assert {record["split"] for record in run.records} == {"train", "test"}
+    assert run.result["objective"]["value"] is None
+    assert run.result["summary"]["test_average_accuracy"] > 0.4
+
+
+def test_no_test_split(inside):
+    run = advml.run(*small("ewc", "task"), *QUIET, "dataset.test=0")
+    assert {record["split"] for record in run.records} == {"train", "valid"}
+    assert run.result["summary"] == {}
+    assert not (run.folder / "artifacts/accuracy_matrix.csv").exists()
+
+
+@pytest.mark.parametrize("view", ["task", "permuted"])
+def test_the_fisher_in_a_checkpoint_is_that_of_its_weights(inside, play, view):
+    """A run stopped after task 1: what it holds is what its own network gives."""
+    run = advml.run(*small("ewc", view), *QUIET, "limits.steps=3")
+    state = torch.load(run.folder / "checkpoints/last.pt", weights_only=True)["method"]
+    assert state["begun"] == 1
+    stream = play(*small("ewc", view)).view
+    assert json.loads((run.folder / "data.json").read_text())["train"] == stream.record["train"]
+    expected = fisher_diagonal(run.model, stream[0].train, kind="exact", mask=stream[0].outputs)
+    assert expected.keys() == state["anchor"]["importance"].keys()
+    for name, value in state["anchor"]["importance"].items():
+        assert torch.equal(value, expected[name])
+        assert torch.equal(state["anchor"]["centre"][name], state["network"][name])
+    assert float(state["anchor"]["importance"]["head.weight"].max()) > 0
+
+
+@pytest.mark.parametrize("view", ["permuted", "rotated"])
+def test_the_saved_network_takes_raw_images_of_the_first_task(inside, play, view):
+    run = advml.run(*small("finetune", view), *QUIET)
+    task = play(*small("finetune", view)).view[0]
+    raw = task.test.inputs["image"]
+    found = float((run.predict(raw).argmax(1) == task.test.target).double().mean())
+    assert found == pytest.approx(run.result["metrics"]["test"]["accuracy/task1"])
+    saved = torch.load(run.folder / "checkpoints/model.pt", weights_only=True)["prepare"]["image"]
+    assert [type(restore(state)) for state in saved] == [type(step) for step in task.train.prepare["image"]]
