@@ -13,11 +13,11 @@ from torch import Tensor
 from advml.compose import compose
 from advml.config import bind
 from advml.contracts import Network
-from advml.data.prepare import restore
 from advml.errors import AdvmlError, ConfigError
 from advml.models.build import load_bundle, rebuild
 from advml.runner.folder import RunFolder
 from advml.runner.run import Asked, start
+from advml.runner.trained import Trained
 
 
 class Run:
@@ -64,18 +64,15 @@ class Run:
         `inputs`: an array [N, ...] as stored by the data set (pixels 0 to 255, unscaled features), or a mapping of
         names to such arrays where the data set has several inputs.
         """
-        bundle, network = load_bundle(self.folder), self.network(state)
-        names = list(bundle["recipe"]["spec"]["inputs"])
-        raw: Mapping[str, Any] = inputs if isinstance(inputs, Mapping) else {names[0]: inputs}
-        dtype = next((p.dtype for p in network.parameters()), torch.float32)
-        ready = {}
-        for name in names:
-            values = raw[name] if isinstance(raw[name], Tensor) else torch.from_numpy(np.asarray(raw[name]))
-            for step in bundle["prepare"].get(name, ()):
-                values = restore(step).to(torch.device("cpu"), dtype)(values)
-            ready[name] = values.to(dtype)
+        trained = Trained(self.network(state), load_bundle(self.folder)["prepare"])
+        raw: Mapping[str, Any] = inputs if isinstance(inputs, Mapping) else {trained.names[0]: inputs}
+        if missing := [name for name in trained.names if name not in raw]:
+            wanted, lacking = ", ".join(trained.names), ", ".join(missing)
+            raise ConfigError(f"{self.folder}: the network needs {wanted}, not given: {lacking}")
+        given = (raw[name] for name in trained.names)
+        tensors = [one if isinstance(one, Tensor) else torch.from_numpy(np.asarray(one)) for one in given]
         with torch.no_grad():
-            outputs: Tensor = network(ready)
+            outputs: Tensor = trained(*tensors)
         return outputs
 
     def __repr__(self) -> str:

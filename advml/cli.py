@@ -18,7 +18,7 @@ usage: advml VERB [ARGUMENTS]
 examples:
   advml run                                      train an MLP on 8x8 digits: a first run, in seconds
   advml run method=ewc device=cuda seed=3        elastic weight consolidation on a GPU
-  advml run method=ewc method.strength=0 -m seed=0,1,2
+  advml sweep method=ewc,joint seed=0,1,2        all combinations; repeated, only what is missing
   advml list methods                             what can be run
   advml VERB --help                              more about a verb
 """

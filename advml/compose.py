@@ -41,41 +41,37 @@ FLAGS_WITH_VALUE: Mapping[str, Sequence[str]] = {
 # --- from the command line ----------------------------------------------------------------------------------------
 
 
-def through_hydra(
-    task: Callable[[DictConfig], int], check: Callable[[DictConfig], object], arguments: Sequence[str]
-) -> int:
-    """Run `task` as a Hydra application on the arguments of a verb; the exit code is the task's (of several jobs, the
-    worst). Multirun, sweepers, launchers, --cfg, --config-dir, hydra.* and tab completion are Hydra's own.
-
-    `check` sees every job of a multirun before the first of them is run.
+def through_hydra(task: Callable[[DictConfig], int], arguments: Sequence[str]) -> int:
+    """Run `task` once as a Hydra application on the arguments of a verb; its exit code. --cfg, --config-dir, hydra.*
+    and tab completion are Hydra's own.
     """
     codes = [0]
-    mistakes: dict[str, None] = {}
+    mistakes: list[AdvmlError] = []
     broken: list[BrokenPipeError] = []
 
     def job(config: DictConfig) -> int:
         try:
             codes.append(task(config))
         except AdvmlError as error:  # raised inside, Hydra would print its own words around it
-            mistakes.update(dict.fromkeys(str(error).splitlines()))
-            codes.append(error.exit_code)
+            mistakes.append(error)
         except BrokenPipeError as error:
             broken.append(error)
         return codes[-1]
 
     options, overrides = separate(arguments)
-    several = "-m" in options or "--multirun" in options
-    prepared = forced(overrides, _config_dirs(options), several)
-    if several:
-        _check_jobs(check, prepared, _config_dirs(options))
+    run_hydra(job, options, forced(overrides, config_dirs(options)))
+    for error in (*broken, *mistakes):
+        raise error
+    return codes[-1]
+
+
+def run_hydra(task: Callable[[DictConfig], object], options: Sequence[str], prepared: Sequence[str]) -> None:
+    """A Hydra application around `task`, for overrides that `forced` has prepared. With -m it runs once a job, by
+    Hydra's sweepers and launchers.
+    """
     words = ["advml", *options, *prepared, *_search_path([])]
     with _patched(sys, "argv", words), _full_errors(), one_line_errors():
-        hydra.main(config_path=str(config_root()), config_name="config", version_base="1.3")(job)()
-    if broken:
-        raise broken[0]
-    if mistakes:
-        raise ConfigError(mistakes) if max(codes) == ConfigError.exit_code else AdvmlError("\n".join(mistakes))
-    return max(codes)
+        hydra.main(config_path=str(config_root()), config_name="config", version_base="1.3")(task)()
 
 
 def compose(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
@@ -84,36 +80,32 @@ def compose(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
     Of Hydra's options it takes --config-dir only.
     """
     options, values = separate(overrides)
-    dirs = _config_dirs(options)
+    dirs = config_dirs(options)
     if len(options) != 2 * len(dirs):
         raise ConfigError(f"{options[0]}: only advml run takes this option")
-    config = _composed(forced(values, dirs), dirs)
+    config = composed(forced(values, dirs), dirs)
     choices = {str(key): str(value) for key, value in config.hydra.runtime.choices.items()}
     return as_tree(config), choices
 
 
-def _composed(prepared: Sequence[str], dirs: Sequence[Path]) -> DictConfig:
-    with one_line_errors():
-        GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(str(config_root()), version_base="1.3", job_name="advml"):
+def composed(prepared: Sequence[str], dirs: Sequence[Path]) -> DictConfig:
+    """The configuration that Hydra composes from prepared overrides, its own block included."""
+    outer = GlobalHydra.instance().hydra  # advml.run may be called in somebody's Hydra application
+    GlobalHydra.instance().clear()
+    try:
+        with one_line_errors(), hydra.initialize_config_dir(str(config_root()), version_base="1.3", job_name="advml"):
             return hydra.compose("config", [*prepared, *_search_path(dirs)], return_hydra_config=True)
+    finally:
+        GlobalHydra.instance().hydra = outer
 
 
-def _check_jobs(check: Callable[[DictConfig], object], prepared: Sequence[str], dirs: Sequence[Path]) -> None:
-    """Compose and check each job that a multirun will consist of; raises ConfigError with the mistakes of all."""
-    if any(word.lstrip("+").startswith("hydra/sweeper") for word in prepared):
-        return  # another sweeper invents its jobs as it goes
-    mistakes: dict[str, None] = {}
+def each_job(prepared: Sequence[str], dirs: Sequence[Path]) -> Iterator[DictConfig]:
+    """The configuration of each job of a multirun by Hydra's own sweeper, in its order."""
     with one_line_errors():
-        parsed = OverridesParser.create().parse_overrides([word for word in prepared if not _is_hydras(word)])
+        parsed = OverridesParser.create().parse_overrides([word for word in prepared if not is_hydras(word)])
         (jobs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
     for job in jobs:
-        try:
-            check(_composed(job, dirs))
-        except ConfigError as error:
-            mistakes.update(dict.fromkeys(error.mistakes))
-    if mistakes:
-        raise ConfigError(mistakes)
+        yield composed(job, dirs)
 
 
 def as_tree(config: DictConfig) -> dict[str, Any]:
@@ -168,10 +160,16 @@ def forced(overrides: Sequence[str], more_roots: Sequence[Path] = (), several: b
         key = parsed.key_or_group
         if not key:
             mistakes.append(f"{word}: names no key; write key=value")
-        elif _is_hydras(word):
+        elif is_hydras(word):
             prepared.append(word)
         elif parsed.is_sweep_override() and not several:
-            mistakes.append(f"{word}: several values; add -m to run each of them, or write a list as {key}=[a,b]")
+            mistakes.append(f"{word}: several values; run them all with advml sweep, or write a list as {key}=[a,b]")
+        elif parsed.value_type == ValueType.GLOB_CHOICE_SWEEP:  # Hydra's own sees no folder of $ADVML_CONFIG_PATH
+            value: Any = parsed.value()
+            matching = value.filter(sorted(members(key, roots)))
+            if not matching:
+                mistakes.append(f"{word}: matches no {key}")
+            prepared.append(f"{key}={','.join(matching)}")
         elif any((root / key).is_dir() for root in roots):
             mistakes += _unknown_choices(parsed, key, members(key, roots))
             if parsed.type == OverrideType.DEL or parsed.value() is not None:
@@ -185,7 +183,7 @@ def forced(overrides: Sequence[str], more_roots: Sequence[Path] = (), several: b
     return prepared
 
 
-def _is_hydras(word: str) -> bool:
+def is_hydras(word: str) -> bool:
     """Is it an override of Hydra's own configuration?"""
     return re.match(r"[+~]*hydra[./@]", word) is not None
 
@@ -202,7 +200,8 @@ def _unknown_choices(parsed: Override, group: str, known: Mapping[str, Path]) ->
             yield f"{group}={shown}: unknown {group}{did_you_mean(shown, known)} (see: advml list {group}s)"
 
 
-def _config_dirs(options: Sequence[str]) -> list[Path]:
+def config_dirs(options: Sequence[str]) -> list[Path]:
+    """The folders of --config-dir."""
     return [Path(value).absolute() for flag, value in pairwise(options) if flag in ("--config-dir", "-cd")]
 
 

@@ -52,6 +52,17 @@ class Limits:
 
 
 @settings
+class SweepSettings:
+    """How the jobs of a sweep are carried out; of no matter to a single run."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")] | None
+    jobs: PositiveInt
+    fail_fast: bool
+    seconds: PositiveFloat | None
+    memory_mb: PositiveFloat | None
+
+
+@settings
 class RunSettings:
     """The keys at the top of configs/config.yaml: how a run is carried out, whatever the method."""
 
@@ -65,9 +76,12 @@ class RunSettings:
     limits: Limits
     progress: Literal["auto", "rich", "plain", "off"]
     figures: bool
+    tracker: Literal["none", "tensorboard", "mlflow"]
+    tracker_uri: str | None
     outputs: str
     data_dir: str | None
     download: bool
+    sweep: SweepSettings
 
 
 GROUPS: tuple[registry.Kind, ...] = ("dataset", "view", "model", "method")
@@ -153,10 +167,7 @@ def _bind_part(group: registry.Kind, branch: Any, mistakes: list[str]) -> Part |
 
 def _bind_settings(cls: type[Class], values: Mapping[str, Any], prefix: str, mistakes: list[str]) -> Class | None:
     """Validate strictly, as JSON: 3 may become 3.0 and a list a tuple, but "3" is no number and true is no 1."""
-    missing = [f"{prefix}{name}" for name, value in values.items() if value == "???"]  # OmegaConf's "must be given"
-    if missing:
-        mistakes.extend(f"{key}: must be given, like {key}=VALUE" for key in missing)
-        return None
+    values = {name: value for name, value in values.items() if value != "???"}  # OmegaConf's "must be given"
     try:
         return TypeAdapter(cls).validate_json(json.dumps(_integral(values)), strict=True)
     except ValidationError as error:
@@ -186,7 +197,7 @@ def _explain(error: ValidationError, cls: type, values: Mapping[str, Any], prefi
         key = prefix + ".".join(map(str, path))
         if detail["type"] == "missing":
             key = prefix + ".".join(map(str, detail["loc"]))
-            yield f"{key}: missing"
+            yield f"{key}: must be given, like {key}=VALUE"
         elif detail["type"] == "unexpected_keyword_argument":
             parent = prefix + "".join(f"{part}." for part in path[:-1])
             known = (field.name for field in fields(_settings_at(cls, path[:-1])))
@@ -199,7 +210,7 @@ def _explain(error: ValidationError, cls: type, values: Mapping[str, Any], prefi
             if detail["type"] == "string_pattern_mismatch":
                 reason = f"of the form {detail['ctx']['pattern'].strip('^$')}"
             reasons.setdefault(key, []).append(reason)
-            inputs[key] = detail["input"]
+            inputs[key] = _value_at(values, path)
     for key, alternatives in reasons.items():
         yield f"{key}: must be {' or '.join(alternatives)}, not {_shown(inputs[key])}"
 
@@ -211,6 +222,13 @@ def _existing(location: tuple[int | str, ...], values: Any) -> tuple[int | str, 
         except (KeyError, IndexError, TypeError):
             return location[:depth]
     return location
+
+
+def _value_at(values: Any, path: tuple[int | str, ...]) -> Any:
+    """What the user wrote there."""
+    for part in path:
+        values = values[part]
+    return values
 
 
 def _settings_at(cls: Any, path: tuple[int | str, ...]) -> Any:

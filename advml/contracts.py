@@ -229,7 +229,7 @@ class View(Protocol):
 
     @property
     def prepare(self) -> Mapping[str, tuple[Prepare, ...]]:
-        """How raw inputs become network inputs, where one preparation serves the whole view; otherwise empty."""
+        """How raw inputs become network inputs; of several tasks with their own preparations, that of the first."""
         ...
 
     def to(self, device: torch.device, dtype: torch.dtype) -> View:

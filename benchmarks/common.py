@@ -41,11 +41,11 @@ def seconds(run: Callable[[], object]) -> float:
 def medians(runs: Mapping[str, Callable[[], object]], repeats: Mapping[str, int]) -> dict[str, float]:
     """Median CPU seconds of each run over its `repeats`. Call each once before: to compare results, and to warm up.
 
-    The runs take turns, so that a machine that slows down or speeds up does so for all of them.
+    The runs take turns, each evenly spread over the whole time, so that a machine that slows down or speeds up does so
+    for all of them.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(max(repeats.values())):
-        for name, run in runs.items():
-            if turn < repeats[name]:
-                times[name].append(seconds(run))
+    turns = sorted(((turn + 0.5) / count, name) for name, count in repeats.items() for turn in range(count))
+    for _, name in turns:
+        times[name].append(seconds(runs[name]))
     return {name: statistics.median(measured) for name, measured in times.items()}

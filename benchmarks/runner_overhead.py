@@ -4,7 +4,7 @@
 
 Both train the 64-400-400-10 MLP on digits by Adam in batches of 128, one thread, deterministic algorithms on. The bare
 script uses torch.optim and nothing of advml; it is given the same initial weights and the same order of examples, and
-must end with the same bits before anything is timed. A step is an epoch (10 iterations), as `method=supervised` ships it.
+must end with the same bits before anything is timed. A step is an epoch (10 iterations), as `method=supervised` has it.
 
 The cost of a step is CPU time between two records, everything included: seeds, records, timing, limits, observers. The
 start-up is wall time of a fresh process until its first epoch is over, imports and data included.
@@ -18,14 +18,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 EPOCHS, REPEATS, STARTS, BATCH = 60, 7, 5, 128
 OVERRIDES = [
-    "dataset=digits", "model=mlp_400", f"method.batch_size={BATCH}", f"method.epochs={EPOCHS}", "threads=1", "device=cpu",
-    "evaluate_every=never", "progress=off", "figures=false",
+    "dataset=digits", "model=mlp_400", f"method.batch_size={BATCH}", f"method.epochs={EPOCHS}",
+    "threads=1", "device=cpu", "evaluate_every=never", "progress=off", "figures=false",
 ]  # fmt: skip
 
 BARE = """
@@ -67,7 +68,7 @@ class Stopwatch:
     def finish(self) -> None: ...
 
     def steps(self) -> list[float]:
-        return [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+        return [after - before for before, after in pairwise(self.times)]
 
 
 def with_runner(folder: str) -> tuple[list[float], dict[str, Any]]:
@@ -118,7 +119,7 @@ def bare() -> tuple[list[float], dict[str, Any]]:
         torch.stack(losses).mean().item()
         times.append(time.process_time())
     torch.use_deterministic_algorithms(False)
-    return [after - before for before, after in zip(times, times[1:], strict=False)], net.state_dict()
+    return [after - before for before, after in pairwise(times)], net.state_dict()
 
 
 def start_up(folder: str) -> tuple[float, float]:

@@ -40,6 +40,14 @@ class Process:
     def send(self, number):
         os.kill(self.pid, number)
 
+    def kill_after(self, seconds):
+        """SIGKILL after so long, unless it has ended by itself."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not self._server.ask(ended=self.pid)["ended"]:
+            time.sleep(min(0.005, max(0.0, end - time.monotonic())))
+        self.send(signal.SIGKILL)
+        return self.wait()
+
     def wait(self):
         code = self._server.ask(wait=self.pid)["code"]
         return Ended(code, Path(self._out).read_text(), Path(self._err).read_text())
@@ -65,6 +73,7 @@ class Forks:
         """Call a function of DO in a new process, in the folder `cwd`."""
         self._started += 1
         out, err = (str(self._scratch / f"{self._started}.{stream}") for stream in ("out", "err"))
+        Path(out).touch(), Path(err).touch()  # it may be killed before it gets that far
         answer = self.ask(do=do, args=args, cwd=str(cwd), fault=fault, out=out, err=err)
         return Process(self, answer["pid"], out, err)
 
@@ -109,6 +118,16 @@ def do_resume(path, changes):
     return _shown(go_on, show_outcome)
 
 
+def do_ensure(path, tree):
+    """A job in its fixed folder."""
+    from advml.commands.show import show_outcome
+    from advml.config import bind
+    from advml.runner.jobs import ensure
+    from advml.runner.run import Asked
+
+    return _shown(lambda: ensure(Path(path), bind(tree), Asked("advml sweep")), show_outcome)
+
+
 def do_create(root, count, go):
     """Make run folders as soon as the file `go` is there."""
     from advml.runner.folder import RunFolder
@@ -133,7 +152,7 @@ def _shown(act, show):
     return outcome.exit_code
 
 
-DO = {"cli": do_cli, "start": do_start, "resume": do_resume, "create": do_create}
+DO = {"cli": do_cli, "start": do_start, "resume": do_resume, "create": do_create, "ensure": do_ensure}
 
 
 # --- faults -------------------------------------------------------------------------------------------------------
@@ -143,6 +162,7 @@ def inject(fault):
     """Break the write points of this process.
 
     kind "none": none, but pictures are stubs as with all the others, since drawing them takes longer than all the rest.
+    kind "slow": sleep for fault["seconds"] at each, so that a signal finds the run still at work.
     kind "record": write each name to fault["log"]. kind "die": end at the `nth` time `point` is reached, as by SIGKILL.
     kind "full": from then on every write fails for want of space. kind "small": no file may grow beyond `bytes`.
     """
@@ -157,7 +177,8 @@ def inject(fault):
     seen = {"count": 0, "full": False}
 
     def reached(point):
-        if fault["kind"] == "none":
+        if fault["kind"] in ("none", "slow"):
+            time.sleep(fault.get("seconds", 0))
             return
         if fault["kind"] == "record":
             with open(fault["log"], "a") as log:
@@ -221,7 +242,10 @@ def serve():
     preload()
     for line in sys.stdin:
         request = json.loads(line)
-        if "wait" in request:
+        if "ended" in request:  # it stays a zombie, so that its number is not given to another
+            found = os.waitid(os.P_PID, request["ended"], os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            answer = {"ended": found is not None}
+        elif "wait" in request:
             _, status = os.waitpid(request["wait"], 0)
             answer = {"code": os.waitstatus_to_exitcode(status)}
         else:

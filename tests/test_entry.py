@@ -33,6 +33,13 @@ def test_imports_nothing_heavy(words):
     assert last == f"{2 if words == ('nonsense',) else 0} []"
 
 
+@pytest.mark.parametrize("words", [("run", "method=nonesuch"), ("run", "lr"), ("run", "--nonsense")])
+def test_simple_mistakes_are_told_before_torch_is_imported(words):
+    last, _ = imported_by(*words)
+    assert last.startswith("2 ")
+    assert "torch" not in last
+
+
 def test_importing_the_package_imports_nothing_heavy():
     program = f"import sys, advml, advml.registry, advml.roots; print([n for n in {HEAVY!r} if n in sys.modules])"
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

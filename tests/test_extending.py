@@ -20,13 +20,11 @@ QUIET = ("progress=off", "figures=false", "threads=1", "device=cpu")
 
 
 def blocks():
-    """(path in the first line, text) of every file on the page, and its commands."""
-    found, commands = {}, []
-    for language, text in re.findall(r"```(\w+)\n(.*?)```", PAGE.read_text(), re.DOTALL):
-        if language == "sh":
-            commands += text.splitlines()
-        else:
-            found[text.splitlines()[0].removeprefix("# ")] = text
+    """{path in the line above: text} of every file on the page, and the commands."""
+    page = PAGE.read_text()
+    found = dict(re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)```$", page, re.DOTALL | re.MULTILINE))
+    commands = [line for text in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in text.splitlines()]
+    assert page.count("```") == 2 * (len(found) + 2)
     return found, commands
 
 
@@ -147,7 +145,8 @@ class TestPackage:
         (package / "configs/method/random_search.yaml").write_text(re.sub(r"name: \S+", "name: random_search", text))
         info = site / f"{project['name'].replace('-', '_')}-{project['version']}.dist-info"
         info.mkdir()
-        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {project['name']}\nVersion: {project['version']}\n")
+        about = ("Metadata-Version: 2.1", f"Name: {project['name']}", f"Version: {project['version']}", "")
+        (info / "METADATA").write_text("\n".join(about))
         lines = []
         for group, points in project["entry-points"].items():
             lines += [f"[{group}]", *(f"{name} = {value}" for name, value in points.items())]
@@ -187,7 +186,8 @@ class TestPackage:
 
     def test_cannot_replace_a_shipped_name(self, site, monkeypatch):
         (info,) = site.glob("*.dist-info")
-        (info / "entry_points.txt").write_text("[advml.methods]\nsupervised = advml_random_search.random_search:RandomSearch\n")
+        target = "advml_random_search.random_search:RandomSearch"
+        (info / "entry_points.txt").write_text(f"[advml.methods]\nsupervised = {target}\n")
         monkeypatch.syspath_prepend(site)
         registry._table.cache_clear()
         try:

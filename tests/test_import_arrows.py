@@ -25,7 +25,8 @@ FLOORS = [
     {"advml.registry"},
     {"advml.errors", "advml"},
 ]
-MAY_PRINT = {"cli.py", "commands", "runner/progress.py"}
+# runner/worker.py is a main program like cli.py: the process of one job, whose output goes to a file of its own.
+MAY_PRINT = {"cli.py", "commands", "runner/progress.py", "runner/worker.py"}
 # `from advml import api` inside the package's own __getattr__: advml.run and advml.load, on first use.
 EXCEPTIONS = {("advml", "advml.api")}
 

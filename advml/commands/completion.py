@@ -18,8 +18,9 @@ _advml() {{
         return
     fi
     case "${{COMP_WORDS[1]}}" in
-        run)
-            COMPREPLY=($(COMP_LINE="$COMP_LINE" COMP_POINT="$COMP_POINT" advml run -sc query=bash 2>/dev/null))
+        run|sweep)
+            local line="${{COMP_LINE/advml sweep /advml run }}"
+            COMPREPLY=($(COMP_LINE="$line" COMP_POINT="$COMP_POINT" advml run -sc query=bash 2>/dev/null))
             compopt -o nospace ;;
         list) COMPREPLY=($(compgen -W "methods datasets views models experiments runs" -- "$current")) ;;
         data) COMPREPLY=($(compgen -W "list download verify" -- "$current")) ;;

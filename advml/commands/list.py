@@ -2,7 +2,7 @@
 
   advml list               everything that a run can be made of
   advml list methods       one kind: its names, each with its first line of documentation
-  advml list runs          the runs below ./outputs, newest last: state, step, objective
+  advml list runs          the runs below ./outputs, newest last: state, step, objective (more: advml runs --help)
   advml list runs outputs=/data/runs
 """
 
@@ -26,8 +26,9 @@ def main(arguments: Sequence[str]) -> int:
                 f"list {kind}: unknown kind{did_you_mean(kind, [*KINDS, 'runs'])}; there are {', '.join(KINDS)}, runs"
             )
     if kinds == ["runs"]:
-        _runs(Path(outputs[-1] if outputs else "outputs"))
-        return 0
+        from advml.commands.runs import Asked, show_list
+
+        return show_list(Asked(outputs=Path(outputs[-1] if outputs else "outputs")))
     for kind in kinds or KINDS:
         if len(kinds) != 1:
             print(f"{kind}:")
@@ -42,25 +43,3 @@ def _members(group: str) -> None:
     width = max(map(len, found), default=0)
     for name, path in sorted(found.items()):
         print(f"  {name:<{width}}  {description(path)}")
-
-
-def _runs(root: Path) -> None:
-    from advml.errors import AdvmlError
-    from advml.runner.folder import find
-
-    folders = find(root)
-    if not folders:
-        print(f"no runs below {root}")
-    for folder in folders:
-        try:
-            status = folder.status()
-            line = f"{status['state']:<12}step {status['step']:<7}"
-            if status["state"] == "completed":
-                objective = folder.result()["objective"]
-                value = "–" if objective["value"] is None else f"{objective['value']:.4g}"
-                line += f"{objective['split']} {objective['metric']} {value}"
-        except AdvmlError as error:
-            line = f"{'corrupt':<12}{str(error).removeprefix(f'{folder.path}/')}"
-        except (KeyError, TypeError, ValueError):
-            line = f"{'corrupt':<12}result.json: damaged"
-        print(f"{folder.path.relative_to(root.absolute())}  {line}")

@@ -12,6 +12,7 @@ Bits are promised for the same configuration, threads, versions and machine type
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     saved, before = complete(old), old.environment()
     replayable = {**saved, "threads": before["threads"], "limits": _limits(saved["limits"], old.result())}
     tree = with_overrides(replayable, arguments[1:])
-    asked = Asked(f"advml reproduce {' '.join(arguments)}", arguments[1:], before.get("choices", {}))
+    asked = Asked(shlex.join(["advml", "reproduce", *arguments]), arguments[1:], before.get("choices", {}))
     outcome = start(bind(tree), asked)
     if outcome.state != "completed":
         show_outcome(outcome)

@@ -8,7 +8,8 @@ those of a run that was never stopped: same threads, same precision, same kind o
   advml resume outputs/ewc/digits/20261120-141502-9f3a limits.seconds=null    without one
 
 Only keys that do not change what is computed may be given: limits.*, progress, figures, checkpoint_seconds, data_dir,
-download. A completed run is left as it is. Exit code: 0 done, 1 failed, 2 wrong command or folder, 130 interrupted.
+download, tracker, tracker_uri. A completed run is left as it is.
+Exit code: 0 done, 1 failed, 2 wrong command or folder, 130 interrupted.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""advml run [GROUP=CHOICE ...] [KEY=VALUE ...] [-m]
+"""advml run [GROUP=CHOICE ...] [KEY=VALUE ...]
 
 Runs one experiment and leaves a run folder: outputs/<method>/<dataset>/<time>-<id>. Its path is the last line printed.
 
@@ -6,7 +6,7 @@ Runs one experiment and leaves a run folder: outputs/<method>/<dataset>/<time>-<
   advml run method=ewc view.scenario=class           a method with one of its own or its view's keys changed
   advml run dataset=iris model=linear method.lr=0.1  any method x any data set x any model
   advml run experiment=ewc_split_mnist seed=1        a published setting
-  advml run -m seed=0,1,2 method.lr=0.1,0.01         all combinations, one after another
+  advml run -m seed=0,1,2 method.lr=0.1,0.01         all combinations: the same as advml sweep
   advml run --cfg job                                show the configuration only (also: advml config)
   advml run limits.seconds=60                        stop after a minute of training
   advml run --config-dir my_configs method=mine      with configuration files of your own
@@ -30,36 +30,26 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> int:
     """Compose with Hydra, bind, run, show the result."""
     from advml.compose import as_tree, separate, through_hydra
-    from advml.config import bind
-    from advml.runner.fit import check_fit
 
     options, overrides = separate(arguments)
+    if "-m" in options or "--multirun" in options:
+        from advml.commands import sweep
+
+        return sweep.main([word for word in arguments if word not in ("-m", "--multirun")])
     if "-sc" in options or "--shell-completion" in options:
         os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace("advml run ", "advml ", 1)
     command = shlex.join(["advml", "run", *arguments])
 
-    def check(config: DictConfig) -> None:
-        from advml.runner.environment import resolve_device
-
-        bound = bind(as_tree(config))
-        check_fit(bound)
-        resolve_device(bound.run.device)
-
     def job(config: DictConfig) -> int:
         from hydra.core.hydra_config import HydraConfig
-        from hydra.types import RunMode
 
         from advml.commands.show import show_outcome
+        from advml.config import bind
         from advml.runner.run import Asked, start
 
-        hydra_config = HydraConfig.get()
-        one_of_several = hydra_config.mode == RunMode.MULTIRUN
-        typed = [word.lstrip("+") for word in hydra_config.overrides.task] if one_of_several else overrides
-        choices = {str(group): str(choice) for group, choice in hydra_config.runtime.choices.items()}
-        outcome = start(bind(as_tree(config)), Asked(command, typed, choices))
+        choices = {str(group): str(choice) for group, choice in HydraConfig.get().runtime.choices.items()}
+        outcome = start(bind(as_tree(config)), Asked(command, overrides, choices))
         show_outcome(outcome)
-        if one_of_several and outcome.state == "interrupted":
-            raise KeyboardInterrupt  # whoever stops one job means all of them
         return outcome.exit_code
 
-    return through_hydra(job, check, arguments)
+    return through_hydra(job, arguments)

@@ -16,8 +16,7 @@ from advml.config import GROUPS
 from advml.errors import ConfigError
 from advml.roots import members
 from advml.runner.folder import RunFolder
-
-FREE_TO_CHANGE = ("limits", "progress", "figures", "checkpoint_seconds", "data_dir", "download")
+from advml.runner.identity import FREE_TO_CHANGE
 
 
 def complete(folder: RunFolder) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from advml.runner.run import Outcome
+if TYPE_CHECKING:
+    from advml.runner.run import Outcome
 
 
 def show_outcome(outcome: Outcome) -> None:
@@ -39,8 +40,7 @@ def show_result(result: Mapping[str, Any]) -> None:
 def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     objective, best = result["objective"], result["best"] or {}
     metric, split = objective["metric"], objective["split"]
-    arrow = "higher is better" if objective["mode"] == "max" else "lower is better"
-    yield f"{split} {metric} (objective, {arrow})", _number(objective["value"]), _number(best.get(metric))
+    yield f"{split} {metric} (objective, {objective['mode']})", _number(objective["value"]), _number(best.get(metric))
     for name, value in result["metrics"]["test"].items():
         yield f"test {name}", _number(value), _number(best.get("test", {}).get(name))
     for name, value in result["summary"].items():

@@ -55,7 +55,7 @@ class Supervised(Method):
         try:
             self.loss = make_loss(self.config.loss, target, self.config.label_smoothing)
         except ValueError as error:
-            raise ConfigError(f"method.loss: {error}; use method.loss=auto") from None
+            raise ConfigError(f"method.{error}") from None
         if self.config.patience is not None and not len(self.data.valid):
             raise ConfigError("method.patience: needs validation examples; set dataset.valid above 0")
         self.network = context.build()

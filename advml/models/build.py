@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from advml import registry
 from advml.contracts import Network, Spec
@@ -30,7 +30,10 @@ def build(name: str, settings: Any, spec: Spec, seed: int) -> Network:
 def rebuild(recipe: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Network:
     """The network that a recipe describes, with these weights, in evaluation mode."""
     cls = registry.resolve("model", recipe["name"])
-    settings = TypeAdapter(cls.settings).validate_python(dict(recipe["settings"]))
+    try:
+        settings = TypeAdapter(cls.settings).validate_python(dict(recipe["settings"]))
+    except ValidationError:
+        raise ConfigError(f"model {recipe['name']}: saved with other settings than today's version has") from None
     network = build(recipe["name"], settings, Spec.from_dict(recipe["spec"]), seed=0)
     dtype = next((value.dtype for value in state.values() if value.is_floating_point()), torch.float32)
     network.to(dtype)

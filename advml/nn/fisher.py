@@ -73,11 +73,14 @@ def fisher_diagonal(
         elif engine == "loop" or (engine == "auto" and linear_layers(network) is None):
             total = _loop(network, batches(), gradients)
         else:
+            begun = None if generator is None else generator.get_state()
             try:
                 total = _linear(network, batches(), gradients)
             except _Unsuited:
                 if engine == "linear":
                     raise
+                if generator is not None and begun is not None:
+                    generator.set_state(begun)  # the loop draws the same classes as if it had been asked for
                 total = _loop(network, batches(), gradients)
     return {name: values / count for name, values in total.items()}
 
@@ -109,15 +112,14 @@ def contrasts(probability: Tensor, labels: list[int]) -> Iterator[Tensor]:
     These are the columns of its Cholesky factor (Tanabe & Sagae 1992), each class c but the last against those after
     it, with q_c = Σ_{k>c} p_k:  δ_c = √(p_c q_c / (p_c + q_c)) (e_c − Σ_{k>c} e_k p_k / q_c).
     """
-    smallest = torch.finfo(probability.dtype).tiny  # 0 instead of 0/0 where probabilities underflow
-    later = probability[:, labels[-1:]]
+    later = probability[:, labels[-1:]].clamp_min(torch.finfo(probability.dtype).tiny)  # no 0/0 where p underflows
     for label in reversed(labels[:-1]):
-        here = probability[:, label, None]
+        here = probability[:, label : label + 1]
         both = here + later
-        length = (here * (later / both.clamp_min(smallest))).sqrt()
+        length = (here * (later / both)).sqrt()
         direction = torch.zeros_like(probability)
-        direction[:, label] = length[:, 0]
-        direction[:, label + 1 :] = probability[:, label + 1 :] * (-length / later.clamp_min(smallest))
+        direction[:, label : label + 1] = length
+        direction[:, label + 1 :] = probability[:, label + 1 :] * (-length / later)
         yield direction
         later = both
 
@@ -153,7 +155,7 @@ def _trainable(network: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, T
     return parameters, {name: torch.zeros_like(value) for name, value in parameters.items()}
 
 
-def _gradient(logits: Tensor, of: list[nn.Parameter] | list[Tensor], direction: Tensor) -> list[Tensor]:
+def _gradient(logits: Tensor, of: list[nn.Parameter], direction: Tensor) -> list[Tensor]:
     """∂(Σ direction · logits) / ∂`of`, zeros where nothing depends; the graph stays for the next direction."""
     return list(torch.autograd.grad(logits, of, direction, retain_graph=True, materialize_grads=True))
 
@@ -220,94 +222,133 @@ def _linear(network: Network, batches: Iterable[Batch], gradients: Directions) -
     if layers is None:
         raise _Unsuited("engine linear needs all trainable parameters in linear layers, none shared")
     parameters, total = _trainable(network)
+    keep_freed_memory()
+    watch = _Watch(layers)
     for batch in batches:
-        with _Watch(layers, len(batch.target)) as watch:
+        with watch.over(len(batch.target)):
             logits = network(batch.inputs)
         for direction in gradients(logits, batch.target):
             sources = [watch.source, *parameters.values()]
             found = torch.autograd.grad(logits, sources, direction, retain_graph=True, allow_unused=True)
             if any(gradient is not None for gradient in found):
                 raise _Unsuited("engine linear needs parameters to be used by their layer's call only")
-        for name, call in watch.calls.items():
-            if f"{name}.weight" in parameters:
-                total[f"{name}.weight"] += product(call.deltas.T, call.inputs.T)
-            if f"{name}.bias" in parameters:
-                total[f"{name}.bias"] += call.deltas.sum(0)
+        for name, layer in watch.layers.items():
+            if layer.inputs is not None and layer.deltas is not None:
+                if f"{name}.weight" in parameters:
+                    add_product(total[f"{name}.weight"], layer.deltas.T, layer.inputs.T)
+                if f"{name}.bias" in parameters:
+                    total[f"{name}.bias"] += layer.deltas.sum(0)
     return total
 
 
-class _Call:
-    """One layer's call: A² [B, in], and Δ² [B, out] summed over the backward passes so far."""
+class _Watched:
+    """A linear layer; of its call in this batch A² [B, in], and Δ² [B, out] summed over the backward passes so far."""
 
-    def __init__(self, layer: nn.Linear, inputs: Tensor) -> None:
-        self.weight = layer.weight.detach()
+    def __init__(self, layer: nn.Linear) -> None:
+        self.plain = layer
+        self.weight = operand(layer.weight.detach())
         self.bias = None if layer.bias is None else layer.bias.detach()
-        self.inputs = inputs.detach().square()  # now: what follows may work in place
-        self.deltas = inputs.new_zeros(len(inputs), len(self.weight))
+        self.inputs: Tensor | None = None
+        self.deltas: Tensor | None = None
 
     @cached_property
     def transposed(self) -> Tensor:
-        """Wᵀ [in, out], rearranged once for all backward passes."""
-        return self.weight.T.contiguous()
+        """Wᵀ [in, out], arranged once for all backward passes."""
+        return operand(self.plain.weight.detach().T)
+
+    def add(self, delta: Tensor) -> None:
+        """Add Δ² [B, out]."""
+        self.deltas = delta.square() if self.deltas is None else self.deltas.addcmul_(delta, delta)
 
 
 class _Affine(torch.autograd.Function):
-    """z = a Wᵀ + b. Its backward pass adds Δ² to the call's and goes on to a only, and only where a depends on layers.
+    """z = a Wᵀ + b. Its backward pass adds Δ² to the layer's and goes on to a only, and only if a depends on layers.
 
     `source` stands for the parameters: because it requires a gradient, z does.
     """
 
     @staticmethod
-    def forward(ctx: Any, inputs: Tensor, source: Tensor, call: _Call) -> Tensor:
-        ctx.call = call
-        return product(inputs, call.weight, call.bias)
+    def forward(ctx: Any, inputs: Tensor, source: Tensor, layer: _Watched) -> Tensor:
+        ctx.layer = layer
+        return product(inputs, layer.weight, layer.bias)
 
     @staticmethod
     def backward(ctx: Any, *deltas: Tensor) -> tuple[Tensor | None, None, None]:
         (delta,) = deltas
-        ctx.call.deltas.addcmul_(delta, delta)
-        return product(delta, ctx.call.transposed) if ctx.needs_input_grad[0] else None, None, None
+        ctx.layer.add(delta)
+        return product(delta, ctx.layer.transposed) if ctx.needs_input_grad[0] else None, None, None
 
 
 class _Watch(TorchFunctionMode):
-    """Within it, calls of `layers` are done by `_Affine` and noted in `calls`."""
+    """Within it, calls of `layers` are done by `_Affine` and noted."""
 
-    def __init__(self, layers: dict[str, nn.Linear], examples: int) -> None:
+    def __init__(self, layers: dict[str, nn.Linear]) -> None:
         super().__init__()
-        self.layers = {layer.weight: (name, layer) for name, layer in layers.items()}
-        self.examples = examples
-        self.calls: dict[str, _Call] = {}
+        self.layers = {name: _Watched(layer) for name, layer in layers.items()}
+        self.by_weight = {layer.plain.weight: layer for layer in self.layers.values()}
         self.source = torch.zeros((), requires_grad=True)
+        self.examples = 0
+
+    def over(self, examples: int) -> _Watch:
+        """Forget earlier calls and expect those of a batch of `examples`."""
+        self.examples = examples
+        for layer in self.layers.values():
+            layer.inputs = layer.deltas = None
+        return self
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         does = self._linear if func is nn.functional.linear else func
         return does(*args, **(kwargs or {}))
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-        name, layer = self.layers.get(weight, ("", None))
-        if layer is None or bias is not layer.bias:
+        layer = self.by_weight.get(weight)
+        if layer is None or bias is not layer.plain.bias:
             return nn.functional.linear(input, weight, bias)
-        if name in self.calls or input.dim() != 2 or len(input) != self.examples:
+        if layer.inputs is not None or input.dim() != 2 or len(input) != self.examples:
             raise _Unsuited("engine linear needs each layer to be used once, on inputs [B, features]")
         if torch.is_autocast_enabled(input.device.type):
             raise _Unsuited("engine linear needs one precision: it does not work under autocast")
-        self.calls[name] = call = _Call(layer, input)
-        output: Tensor = _Affine.apply(input, self.source, call)  # type: ignore[no-untyped-call]
+        layer.inputs = input.detach().square()  # now: what follows may work in place
+        output: Tensor = _Affine.apply(input, self.source, layer)  # type: ignore[no-untyped-call]
         return output
 
 
-def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a bᵀ + bias, [M, K] and [N, K] → [M, N].
+# --- products ------------------------------------------------------------------------------------------------------
 
-    In float32 on processors with AVX-512, large products go through oneDNN: on those not made by Intel, the MKL inside
-    torch uses half the processor's width. Below 128 rows or columns the way there and back costs more than it saves.
+
+def operand(b: Tensor) -> Tensor:
+    """b [N, K] as `product` likes it best.
+
+    For float32 on processors with AVX-512 and unless b is small, that is oneDNN's layout: on AMD's the MKL inside torch
+    keeps to AVX2 and half the speed (seen with MKL 2024.2 on Zen 5), more than the way to oneDNN and back costs.
     """
-    if a.dtype == torch.float32 and min(*a.shape, *b.shape) >= 128 and a.device.type == "cpu" and _wide():
-        bias = None if bias is None else bias.to_mkldnn()
-        return nn.functional.linear(a.to_mkldnn(), b.to_mkldnn(), bias).to_dense()
-    return nn.functional.linear(a, b, bias)
-
-
-def _wide() -> bool:
     onednn = torch.backends.mkldnn
-    return bool(onednn.is_available() and onednn.enabled) and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    suits = b.dtype == torch.float32 and b.device.type == "cpu" and min(b.shape) >= 128
+    if suits and onednn.is_available() and onednn.enabled and torch.backends.cpu.get_cpu_capability() == "AVX512":
+        return b.to_mkldnn()
+    return b
+
+
+def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
+    """a bᵀ + bias [M, N] for a [M, K] and b [N, K], an `operand`."""
+    if not b.is_mkldnn:
+        return nn.functional.linear(a, b, bias)
+    return nn.functional.linear(a.to_mkldnn(), b, None if bias is None else bias.to_mkldnn()).to_dense()
+
+
+def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """Add a bᵀ to `total` [M, N], for a [M, K] and b [N, K]."""
+    b = operand(b) if len(a) >= 128 else b
+    if b.is_mkldnn:
+        total += product(a, b)
+    else:
+        total.addmm_(a, b.T)
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep freed memory for what comes next; handed back and mapped anew for each batch, it costs a fifth.
+
+    It keeps up to twice the size of the largest block so far that was mapped and freed. This is one of 16 MiB; nothing
+    is written to it, and other systems take no notice.
+    """
+    torch.UntypedStorage(1 << 24)

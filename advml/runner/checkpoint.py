@@ -8,7 +8,6 @@ best state takes the old one's name. A crash anywhere leaves a pair that belongs
 from __future__ import annotations
 
 import io
-import pickle
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -87,7 +86,7 @@ def _bytes(state: Mapping[str, Any]) -> bytes:
 def _load(path: Any) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, pickle.UnpicklingError) as error:
+    except Exception as error:  # a damaged file makes the unpickler stumble in many ways
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise AdvmlError(f"{path}: this checkpoint cannot be read ({reason}); start the run anew") from None
     return state

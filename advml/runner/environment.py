@@ -57,6 +57,10 @@ def _physical_cores() -> int:
     return len(cores)
 
 
+BITS = ("python", "platform", "cpu", "gpu", "packages")
+"""What may change the bits of a run that is gone on with, beside what resuming refuses to change."""
+
+
 def describe(device: torch.device, threads: int, precision: str) -> dict[str, Any]:
     """All that the bits of a run may depend on, as plain data for environment.json."""
     return {

@@ -6,7 +6,9 @@ import io
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
 
 from advml.contracts import Curve, Heatmap
 
@@ -20,8 +22,12 @@ STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": Fa
 def draw(picture: Heatmap | Curve) -> dict[str, bytes]:
     """Suffix → bytes of the file: PNG and SVG, without dates in them, so that equal data give equal files."""
     with mpl.rc_context(STYLE):
-        figure = _heatmap(picture) if isinstance(picture, Heatmap) else _curve(picture)
-        return {"png": _rendered(figure, "png", {}), "svg": _rendered(figure, "svg", {"Date": None})}
+        return rendered(_heatmap(picture) if isinstance(picture, Heatmap) else _curve(picture))
+
+
+def rendered(figure: Figure) -> dict[str, bytes]:
+    """A figure as PNG and SVG; to be called inside `rc_context(STYLE)`, in which the figure was made."""
+    return {"png": _rendered(figure, "png", {}), "svg": _rendered(figure, "svg", {"Date": None})}
 
 
 def _rendered(figure: Figure, suffix: str, metadata: dict[str, Any]) -> bytes:
@@ -31,9 +37,21 @@ def _rendered(figure: Figure, suffix: str, metadata: dict[str, Any]) -> bytes:
 
 
 def _heatmap(picture: Heatmap) -> Figure:
-    rows, columns = len(picture.rows), len(picture.columns)
-    figure = Figure(figsize=(1.6 + 0.62 * max(columns, 4), 1.2 + 0.46 * max(rows, 3)))
+    figure = Figure(figsize=heatmap_size(picture))
     axes = figure.add_subplot()
+    image = heatmap_on(axes, picture)
+    figure.colorbar(image, ax=axes, label=picture.unit, fraction=0.046, pad=0.04)
+    return figure
+
+
+def heatmap_size(picture: Heatmap) -> tuple[float, float]:
+    """Width and height in inches at which the numbers in the cells can be read."""
+    return 1.6 + 0.62 * max(len(picture.columns), 4), 1.2 + 0.46 * max(len(picture.rows), 3)
+
+
+def heatmap_on(axes: Axes, picture: Heatmap) -> AxesImage:
+    """Draw a matrix without its colour bar, with its numbers where there are not too many."""
+    rows, columns = len(picture.rows), len(picture.columns)
     numbers = [[float("nan") if value is None else value for value in row] for row in picture.values]
     defined = [value for row in picture.values for value in row if value is not None]
     low, high = picture.limits or ((min(defined), max(defined)) if defined else (0.0, 1.0))
@@ -57,8 +75,7 @@ def _heatmap(picture: Heatmap) -> Figure:
                 text = "–" if value is None else f"{value:.{picture.decimals}f}"
                 dark = value is not None and value < middle
                 axes.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
-    figure.colorbar(image, ax=axes, label=picture.unit, fraction=0.046, pad=0.04)
-    return figure
+    return image
 
 
 def _curve(picture: Curve) -> Figure:

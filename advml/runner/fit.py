@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
+
 from advml import registry
 from advml.config import Bound
 from advml.contracts import Needs, Spec
@@ -35,10 +38,8 @@ def check_fit(bound: Bound) -> None:
     elif bound.dataset.name == "none":
         mistakes.append(f"{dataset}: {method} needs data; choose a data set (see: advml list datasets)")
     elif bound.view.cls.kind != needs.view:
-        fitting = [name for name in registry.names("view") if registry.resolve("view", name).kind == needs.view]
-        mistakes.append(
-            f"{view}: {method} reads a {needs.view} view, not {bound.view.cls.kind}; use view={' or '.join(fitting)}"
-        )
+        fitting = " or ".join(_views_of_kind(needs.view)) or "one that gives it"
+        mistakes.append(f"{view}: {method} reads a {needs.view} view, not {bound.view.cls.kind}; use view={fitting}")
     else:
         spec = bound.view.cls.view_spec(spec, bound.view.settings)
         if not isinstance(spec.target, needs.targets):
@@ -51,3 +52,10 @@ def check_fit(bound: Bound) -> None:
             mistakes.append(f"{model}: needs {reason}, but {dataset} gives {shapes}; try model=mlp or another data set")
     if mistakes:
         raise ConfigError(mistakes)
+
+
+def _views_of_kind(kind: str) -> Iterator[str]:
+    for name in registry.names("view"):
+        with suppress(ConfigError):  # a broken plug-in has no part in this
+            if registry.resolve("view", name).kind == kind:
+                yield name

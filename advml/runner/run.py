@@ -33,6 +33,7 @@ from advml.runner.progress import progress_observer
 from advml.runner.randomness import KeyedRng, numeric_settings, reseed
 from advml.runner.recorder import Recorder
 from advml.runner.signals import StopRequest, stop_requests
+from advml.runner.trackers import Tracker, backend
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,22 @@ class Outcome:
         return {"completed": 0, "interrupted": 130}.get(self.state, 1)
 
 
-def start(bound: Bound, asked: Asked, observers: Sequence[Observer] = ()) -> Outcome:
-    """Check, load the data, set up, make the folder, run. A configuration that cannot run leaves nothing behind."""
+def start(
+    bound: Bound, asked: Asked, observers: Sequence[Observer] = (), folder: RunFolder | None = None
+) -> Outcome:
+    """Check, load the data, set up, make the folder, run. A configuration that cannot run leaves nothing behind.
+
+    `folder`: an empty one that the caller has made and keeps (runner/jobs.py); otherwise a new one below `outputs`.
+    """
     check_fit(bound)
     device = environment.resolve_device(bound.run.device)
     threads = environment.resolve_threads(bound.run.threads)
     with numeric_settings(threads, bound.run.deterministic):
         job = _Job(bound, device, observers)
-        names = (part.name.replace(":", ".") for part in (bound.method, bound.dataset))  # my_module:MyMethod
-        folder = RunFolder.create(Path(bound.run.outputs), *names)
+        given = folder is not None
+        if folder is None:
+            names = (part.name.replace(":", ".") for part in (bound.method, bound.dataset))  # my_module:MyMethod
+            folder = RunFolder.create(Path(bound.run.outputs), *names)
         try:
             folder.lock()
             described = environment.describe(device, threads, bound.run.precision)
@@ -82,7 +90,7 @@ def start(bound: Bound, asked: Asked, observers: Sequence[Observer] = ()) -> Out
             raise _storage_error(error, folder) from error
         finally:
             folder.unlock()
-            if not (folder / "config.yaml").exists():
+            if not given and not (folder / "config.yaml").exists():
                 shutil.rmtree(folder.path, ignore_errors=True)
 
 
@@ -100,6 +108,10 @@ def resume(folder: RunFolder, bound: Bound, observers: Sequence[Observer] = ()) 
             )
         with numeric_settings(before["threads"], bound.run.deterministic):
             job = _Job(bound, device, observers)
+            now = environment.describe(device, before["threads"], bound.run.precision)
+            then, now = ({key: whole.get(key) for key in environment.BITS} for whole in (before, now))
+            for line in environment.differences(then, now):
+                job.note(f"advml: since the run began, {line}; bits may differ from those of a run never stopped")
             for leftover in folder.path.rglob("*.tmp"):  # of a write that a crash cut off
                 leftover.unlink()
             files.write_text(folder / "config.yaml", as_yaml(bound.tree))
@@ -111,8 +123,12 @@ def resume(folder: RunFolder, bound: Bound, observers: Sequence[Observer] = ()) 
 
 
 def as_yaml(tree: Mapping[str, Any]) -> str:
-    """A configuration as YAML, keys in their own order."""
-    return yaml.safe_dump(dict(tree), sort_keys=False, default_flow_style=None, allow_unicode=True)
+    """A configuration as YAML: keys in their own order, but the name of each block first."""
+    ordered = {
+        key: dict(sorted(value.items(), key=lambda item: item[0] != "name")) if isinstance(value, Mapping) else value
+        for key, value in tree.items()
+    }
+    return yaml.safe_dump(ordered, sort_keys=False, default_flow_style=None, allow_unicode=True, width=120)
 
 
 class _Job:
@@ -122,7 +138,8 @@ class _Job:
         run = self.run = bound.run
         self.bound, self.budget = bound, Budget()
         self.observers = [progress_observer(run.progress), *observers]
-        self.view = None if bound.dataset.name == "none" else load_view(bound, self._note)
+        self.tracking = backend(run)  # before any work: a tracker that cannot be used is refused
+        self.view = None if bound.dataset.name == "none" else load_view(bound, self.note)
         reseed(run.seed, "setup")
         self.method: Method = bound.method.cls()
         view = None if self.view is None else self.view.to(device, DTYPES[run.precision])
@@ -130,7 +147,7 @@ class _Job:
             RunContext(bound.method.settings, view, bound.model, run.seed, device, run.precision, self.budget)
         )
 
-    def _note(self, text: str) -> None:
+    def note(self, text: str) -> None:
         self.observers[0].note(text)
 
     def carry_out(self, folder: RunFolder, attempt: int, step: int = 0) -> Outcome:
@@ -138,6 +155,9 @@ class _Job:
         with ExitStack() as stack:
             log = stack.enter_context(_log(folder))
             stop = stack.enter_context(stop_requests())
+            if self.tracking is not None:
+                name, tree = self.run.tracker, self.bound.tree
+                self.observers.append(Tracker(name, self.tracking, folder, tree, self.note))
             for observer in self.observers:
                 stack.callback(observer.finish)
             progress = Progress(total=step)

@@ -35,7 +35,7 @@ def through_a_file(step):
 # --- fit ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at_once", [2**22, 1000, 1])
+@pytest.mark.parametrize("at_once", [2**18, 1000, 1])
 def test_standard_images_by_channel_equal_numpy(at_once, monkeypatch):
     monkeypatch.setattr(prepare, "AT_ONCE", at_once)
     stored = images()
@@ -46,7 +46,7 @@ def test_standard_images_by_channel_equal_numpy(at_once, monkeypatch):
     np.testing.assert_allclose(affine(stored).numpy(), (exact - mean) / deviation, rtol=1e-12, atol=1e-13)
 
 
-@pytest.mark.parametrize("at_once", [2**22, 10])
+@pytest.mark.parametrize("at_once", [2**18, 10])
 def test_standard_features_equal_numpy(at_once, monkeypatch):
     monkeypatch.setattr(prepare, "AT_ONCE", at_once)
     stored = features()

@@ -152,6 +152,14 @@ def test_split_is_keyed():
     assert all(one != other for one, other in zip(parts(3), parts(4), strict=True))
 
 
+def test_validation_examples_are_keyed_where_the_test_is_official():
+    once, again, other = (
+        whose(split(Loaded(examples(), examples(30, seed=9)), SPEC, settings(), KeyedRng(seed)).valid).tolist()
+        for seed in (3, 3, 4)
+    )
+    assert once == again != other
+
+
 def test_an_official_test_stays_whole():
     official = examples(30, seed=9)
     divided = split(Loaded(examples(), official), SPEC, settings(), RNG)

@@ -213,6 +213,7 @@ def test_kills(method, variant, forks, inside, tmp_path):
     chance = random.Random(f"{method} {variant}")
     tree = dict(bound_to(method, variant).tree)
     (tmp_path / "calm").mkdir()
+    forks.run("start", tree, cwd=inside)  # the server is up
     began = time.monotonic()
     assert forks.run("start", tree, cwd=tmp_path / "calm").code == 0
     seconds = time.monotonic() - began
@@ -223,10 +224,7 @@ def test_kills(method, variant, forks, inside, tmp_path):
         waiting = [path for path in found if RunFolder.open(path).status()["state"] != "completed"]
         process = (forks.start("resume", str(waiting[0]), {}, cwd=inside) if waiting else
                    forks.start("start", tree, cwd=inside))  # fmt: skip
-        time.sleep(chance.uniform(0, seconds) if kills < 5 else 0)
-        if kills < 5:
-            process.send(signal.SIGKILL)
-        ended = process.wait()
+        ended = process.kill_after(chance.uniform(0, seconds)) if kills < 5 else process.wait()
         assert ended.code in (0, -signal.SIGKILL), ended.err
         kills += ended.code == -signal.SIGKILL
         if kills >= 5 and ended.code == 0 and not waiting[1:]:

@@ -43,9 +43,23 @@ def configure(*overrides):
     return bind(tree)
 
 
+VIEWS = {}
+
+
+def viewed(bound):
+    """The view, made once for each choice: nothing writes into it."""
+    key = (bound.dataset.name, bound.dataset.settings, bound.view.name, bound.view.settings, bound.run.seed)
+    if key not in VIEWS:
+        VIEWS[key] = load_view(bound, print)
+    return VIEWS[key]
+
+
 @dataclass
 class Play:
-    """A method set up by the runner's own context. `go()` plays all that is left, `go(n)` n steps, `to_end_of(p)` a phase."""
+    """A method set up with the runner's own context.
+
+    `go()` plays all that is left, `go(n)` n steps, `to_end_of(p)` up to the end of a phase.
+    """
 
     bound: Bound
     view: Any = None
@@ -55,7 +69,7 @@ class Play:
 
     def __post_init__(self):
         run = self.bound.run
-        self.view = (self.view or load_view(self.bound, print)).to(torch.device("cpu"), DTYPES[run.precision])
+        self.view = (self.view or viewed(self.bound)).to(torch.device("cpu"), DTYPES[run.precision])
         reseed(run.seed, "setup")
         self.method = self.bound.method.cls()
         self.context = RunContext(

@@ -68,6 +68,7 @@ RECORDS = [
     record("task1", "test", 0.8, 0.3),
     record("task2", "valid", 0.98, 0.97),
     record("task2", "test", 0.5, 0.9),
+    record("task2", "test", 0.6, 0.6, state="best"),
     record("end", "test", 0.55, 0.95, state="last"),
 ]
 

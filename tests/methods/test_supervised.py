@@ -1,6 +1,7 @@
 """Plain supervised learning: it learns, stops, goes on, refuses what does not fit, and reports what is true."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -31,7 +32,10 @@ def test_digits_are_learnt(play):
 
 
 def test_iris_is_learnt(play):
-    assert play("method=supervised", "dataset=iris", "method.lr=0.01").go().evaluate()["accuracy"] > 0.9
+    """The mean of five seeds: a test split holds 30 flowers."""
+    chosen = ("method=supervised", "dataset=iris", "method.lr=0.01", "method.epochs=20")
+    scores = [play(*chosen, f"seed={seed}").go().evaluate()["accuracy"] for seed in range(5)]
+    assert sum(scores) / 5 > 0.93
 
 
 def test_diabetes_is_learnt(play):
@@ -75,7 +79,7 @@ def test_an_epoch_sees_every_example_once(play):
 def test_losses_of_real_targets_by_name(play, same, name):
     played = play(*REAL, f"method.loss={name}", "model=linear")
     batch = played.view.train.batch(slice(None))
-    before = float(make_loss(name, played.view.spec.target)(played.method.network(batch.inputs), batch))
+    before = float(make_loss(name, played.view.spec.target)(played.method.network(batch.inputs).detach(), batch))
     played.go()
     assert 0 < played.steps[-1]["loss"] < before
     auto = play(*REAL, "model=linear").go()
@@ -85,12 +89,15 @@ def test_losses_of_real_targets_by_name(play, same, name):
 @pytest.mark.parametrize(
     ("chosen", "said"),
     [
-        ((*SMALL, "method.loss=mse"), "mse does not fit a target of classes"),
-        ((*REAL, "method.loss=cross_entropy"), "cross_entropy does not fit a target of real numbers"),
+        ((*SMALL, "method.loss=mse"), "loss: mse does not fit a target of classes; use method.loss=auto"),
+        ((*REAL, "method.loss=cross_entropy"),
+         "loss: cross_entropy does not fit a target of real numbers; use method.loss=auto"),
+        ((*REAL, "method.label_smoothing=0.1"),
+         "label_smoothing: needs a target of classes; use method.label_smoothing=0"),
     ],
 )
 def test_a_loss_that_does_not_fit(play, chosen, said):
-    with pytest.raises(ConfigError, match=rf"^method\.loss: {said}; use method\.loss=auto$"):
+    with pytest.raises(ConfigError, match=rf"^method\.{re.escape(said)}$"):
         play(*chosen)
 
 
@@ -127,7 +134,8 @@ def test_label_smoothing_and_clipping_act(play, same):
 
 # --- early stopping -----------------------------------------------------------------------------------------------
 
-STALLING = ("method=supervised", "dataset=iris", "model=linear", "method.lr=1.0", "method.epochs=40", "method.patience=3")
+ENDLESS = ("method=supervised", "dataset=iris", "model=linear", "method.lr=1.0", "method.epochs=40")
+STALLING = (*ENDLESS, "method.patience=3")
 
 
 def by_hand(losses, patience):
@@ -141,7 +149,7 @@ def by_hand(losses, patience):
 
 
 def test_early_stopping_stops_where_it_must(play):
-    free = play(*STALLING[:-1])
+    free = play(*ENDLESS)
     losses = []
     for _ in range(40):
         losses.append(free.go(1).evaluate("valid")["loss"])
@@ -152,7 +160,7 @@ def test_early_stopping_stops_where_it_must(play):
     assert stopped.ended
     assert len(stopped.steps) == stop
     assert stopped.steps == free.steps[:stop]
-    assert not play(*STALLING[:-1], "method.patience=40").go().ended
+    assert not play(*ENDLESS, "method.patience=40").go().ended
 
 
 def test_early_stopping_of_real_targets_watches_the_squared_error(play):

@@ -190,7 +190,7 @@ def test_frozen_parameters_are_not_anchored():
 
 
 def test_consolidating_keeps_no_reference_to_what_it_was_given():
-    model, anchor, history = play(1)
+    _, anchor, history = play(1)
     fisher = history[0][0]
     before = float(anchor.value(1.0))
     for values in fisher.values():

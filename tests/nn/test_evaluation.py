@@ -7,7 +7,7 @@ from advml.contracts import Classes, Network, Real, Spec, Split
 from advml.data.prepare import Rotate
 from advml.models.mlp import Mlp, MlpSettings
 from advml.nn import evaluation
-from advml.nn.evaluation import evaluating, measure, predict
+from advml.nn.evaluation import measure, predict
 from advml.nn.metrics import classification_metrics, regression_metrics
 
 
@@ -47,9 +47,15 @@ def test_predict_changes_nothing(training):
 def test_modes_come_back_after_an_error():
     model = network()
     before = modes(model)
-    with pytest.raises(RuntimeError, match="on purpose"), evaluating(model):
+
+    def measured(inputs):
         assert not any(modes(model))
+        assert not torch.is_grad_enabled()
         raise RuntimeError("on purpose")
+
+    model.forward = measured
+    with pytest.raises(RuntimeError, match="on purpose"):
+        predict(model, examples())
     assert modes(model) == before
     assert torch.is_grad_enabled()
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from advml.contracts import Classes, Network, Spec, Split
 from advml.models.mlp import Linear, LinearSettings, Mlp, MlpSettings
-from advml.nn.fisher import drawn, fisher_diagonal, linear_layers
+from advml.nn.fisher import contrasts, drawn, fisher_diagonal, linear_layers, operand, product
 
 KINDS = ["exact", "sample", "empirical"]
 
@@ -119,6 +119,31 @@ def test_result_does_not_depend_on_batch_size(engine, kind):
     close(results[2], results[0])
 
 
+@pytest.mark.parametrize("kind", ["exact", "empirical"])
+@pytest.mark.parametrize("capability", [None, "AVX2"])
+def test_wide_layers_in_float32(kind, capability, monkeypatch):
+    """Wide enough for oneDNN where it is used, and with the last batch too small for it; and without it."""
+    if capability:
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    network, split = mlp(hidden=(160, 140), inputs=150, dtype=torch.float32), examples(300, (150,), dtype=torch.float32)
+    mine = fisher_diagonal(network, split, kind=kind, engine="linear", batch_size=140)
+    split = Split({"x": split.inputs["x"].double()}, split.target)
+    expected = fisher_diagonal(network.double(), split, kind=kind, engine="loop")
+    close({name: value.double() for name, value in mine.items()}, expected, rtol=2e-6)
+
+
+@pytest.mark.parametrize(("rows", "columns", "inner"), [(130, 140, 150), (1, 128, 200), (300, 128, 127), (10, 20, 30)])
+def test_products(rows, columns, inner):
+    generator = seeded()
+    a, b = (torch.randn(n, inner, generator=generator, dtype=torch.float64) for n in (rows, columns))
+    bias = torch.randn(columns, generator=generator, dtype=torch.float64)
+    expected = a @ b.T + bias
+    torch.testing.assert_close(product(a, operand(b), bias), expected, rtol=0, atol=1e-12)
+    found = product(a.float().T.contiguous().T, operand(b.float().T.contiguous().T), bias.float())
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=5e-5)
+    assert operand(b.float()).is_mkldnn == (torch.backends.cpu.get_cpu_capability() == "AVX512" and inner >= 128)
+
+
 def test_index_chooses_examples():
     network, split = mlp(), examples()
     index = torch.tensor([31, 4, 4, 17])
@@ -126,6 +151,33 @@ def test_index_chooses_examples():
     close(chosen, fisher_diagonal(network, split.take(index)))
     with pytest.raises(ValueError, match="at least one example"):
         fisher_diagonal(network, split, index=index[:0])
+
+
+# --- directions of the exact kind ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 3, 4, 5], [1, 2, 5], [0, 4], [3]])
+@pytest.mark.parametrize("scale", [0.0, 1.0, 30.0, 400.0])
+def test_contrasts_factor_the_covariance(labels, scale):
+    """Σ δδᵀ = diag(p) − ppᵀ, one δ fewer than classes; at scale 400 some probabilities underflow."""
+    logits = torch.full((200, 6), -torch.inf, dtype=torch.float64)
+    logits[:, labels] = scale * torch.randn(200, len(labels), generator=seeded(), dtype=torch.float64)
+    p = logits.softmax(1)
+    assert scale < 400 or len(labels) < 3 or bool((p[:, labels] == 0).any())
+    found = list(contrasts(p, labels))
+    assert len(found) == len(labels) - 1
+    covariance = sum((torch.einsum("bi,bj->bij", delta, delta) for delta in found), torch.zeros(200, 6, 6).double())
+    torch.testing.assert_close(covariance, torch.diag_embed(p) - torch.einsum("bi,bj->bij", p, p), rtol=0, atol=1e-15)
+    small = torch.stack([*contrasts(p.float(), labels), torch.zeros(200, 6)])
+    assert small.isfinite().all()
+
+
+@pytest.mark.parametrize("engine", ["loop", "linear"])
+def test_one_class_alone_informs_about_nothing(engine):
+    mask = torch.tensor([False, False, True, False])
+    fisher = fisher_diagonal(mlp(), examples(), engine=engine, mask=mask)
+    assert fisher.keys() == dict(mlp().named_parameters()).keys()
+    assert not any(bool(value.any()) for value in fisher.values())
 
 
 # --- drawn classes -------------------------------------------------------------------------------------------------
@@ -252,6 +304,35 @@ class Sequence(Network):
         return torch.tanh(self.layer(inputs["x"].reshape(-1, 3, 2))).sum(1)
 
 
+class Rows(Sequence):
+    """The same, its parts brought into two dimensions: more rows than examples."""
+
+    def features(self, inputs):
+        return torch.tanh(self.layer(inputs["x"].reshape(-1, 2))).reshape(-1, 3, 5).sum(1)
+
+
+class Elsewhere(Network):
+    """A layer's parameters in other hands than the layer's."""
+
+    def __init__(self, way):
+        super().__init__()
+        torch.manual_seed(4)
+        self.way = way
+        self.layer, self.head = nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def features(self, inputs):
+        x, weight, bias = inputs["x"], self.layer.weight, self.layer.bias
+        ways = {
+            "function": lambda: nn.functional.linear(input=x, bias=bias, weight=weight),
+            "without gradient": lambda: self.layer(x).detach() + x,
+            "as well": lambda: self.layer(x) * weight.sum(),
+            "product": lambda: x @ weight.T,
+            "other bias": lambda: nn.functional.linear(x, weight, bias * 2),
+            "no bias": lambda: nn.functional.linear(x, weight),
+        }
+        return torch.tanh(ways[self.way]())
+
+
 class InPlace(Network):
     """Activations that overwrite the outputs of the layers before them."""
 
@@ -265,14 +346,18 @@ class InPlace(Network):
         return torch.tanh(self.body(inputs["x"]).mul_(3))
 
 
-@pytest.mark.parametrize("network", [Reused(2), Reused(0), Sequence(), mlp(norm="layer"), mlp(norm="batch")])
+UNSUITED = [Reused(2), Sequence(), Rows(), mlp(norm="layer"), mlp(norm="batch")]
+UNSUITED += [Elsewhere(way) for way in ("as well", "product", "other bias", "no bias")]
+SUITED = [InPlace(), Reused(0), Elsewhere("function"), Elsewhere("without gradient")]
+
+
+@pytest.mark.parametrize("network", UNSUITED)
 @pytest.mark.parametrize("kind", ["exact", "empirical"])
 def test_other_networks_fall_back_to_the_loop(network, kind):
     network, split = network.double(), examples(12)
     with pytest.raises(ValueError, match="engine linear needs"):
         fisher_diagonal(network, split, kind=kind, engine="linear")
     close(fisher_diagonal(network, split, kind=kind), by_definition(network, split, kind))
-    assert not any(module._forward_hooks for module in network.modules())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -289,11 +374,27 @@ def test_convolutional_network_with_batch_norm(kind):
         close(mine, by_definition(network, split, kind))
 
 
+@pytest.mark.parametrize("network", UNSUITED)
+def test_falling_back_draws_what_the_loop_draws(network):
+    network, split = network.double(), examples(12)
+    mine = fisher_diagonal(network, split, kind="sample", generator=seeded())
+    close(mine, fisher_diagonal(network, split, kind="sample", engine="loop", generator=seeded()), rtol=0)
+
+
+@pytest.mark.parametrize("network", SUITED)
 @pytest.mark.parametrize("kind", ["exact", "empirical"])
-def test_layers_in_place(kind):
-    network, split = InPlace().double(), examples()
+def test_other_networks_that_the_closed_form_serves(network, kind):
+    network, split = network.double(), examples()
     mine = fisher_diagonal(network, split, kind=kind, engine="linear")
     close(mine, by_definition(network, split, kind))
+
+
+def test_closed_form_refuses_mixed_precision():
+    network, split = mlp(dtype=torch.float32), examples(dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        with pytest.raises(ValueError, match="autocast"):
+            fisher_diagonal(network, split, engine="linear")
+        assert fisher_diagonal(network, split).keys() == dict(network.named_parameters()).keys()
 
 
 @pytest.mark.parametrize("engine", ["loop", "linear"])
@@ -319,7 +420,6 @@ def test_network_is_left_as_it_was(kind, engine):
     with torch.no_grad():
         mine = fisher_diagonal(network, split, kind=kind, engine=engine, generator=seeded())
     network.eval()
-    assert not any(module._forward_hooks for module in network.modules())
     close(mine, fisher_diagonal(network, split, kind=kind, engine=engine, generator=seeded()), rtol=0)
     for value, before in zip(network.parameters(), gradients, strict=True):
         assert torch.equal(value.grad, before)
@@ -334,7 +434,8 @@ def test_modes_are_restored_after_a_failure():
         fisher_diagonal(network, Split({"x": split.inputs["x"][:, :3]}, split.target))
     assert [module.training for module in network.modules()].count(False) == 1
     assert not network.body[2].training
-    assert not any(module._forward_hooks for module in network.modules())
+    network(split.batch(slice(None)).inputs).sum().backward()  # layers are differentiated as ever
+    assert all(value.grad is not None for value in network.parameters())
 
 
 def test_examples_of_masked_classes_are_refused():

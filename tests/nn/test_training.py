@@ -69,7 +69,9 @@ def same_weights(one, other):
 # --- batches ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("count", "size", "sizes"), [(30, 8, [8, 8, 8, 6]), (24, 8, [8] * 3), (5, 8, [5]), (3, 1, [1] * 3)])
+@pytest.mark.parametrize(
+    ("count", "size", "sizes"), [(30, 8, [8, 8, 8, 6]), (24, 8, [8] * 3), (5, 8, [5]), (3, 1, [1] * 3)]
+)
 def test_each_epoch_is_a_permutation_whose_last_batch_is_short(count, size, sizes):
     per_epoch = len(sizes)
     drawn = indices(0, 3 * per_epoch, count, size)
@@ -167,7 +169,7 @@ def test_the_schedule_is_followed():
 
 
 def test_transform_comes_before_clipping_and_the_update_after():
-    """SGD with lr 1: the step is the gradient used. It is the transformed one, clipped; `after` sees the new weights."""
+    """SGD with lr 1: the step is the gradient that was used, the transformed one, clipped; `after` sees new weights."""
     model, split = network(), examples()
     before = [parameter.detach().clone() for parameter in model.parameters()]
     seen = {}

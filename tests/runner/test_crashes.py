@@ -83,9 +83,7 @@ def kill_again_and_again(forks, cwd, config, wanted, expected_seconds, chance, a
             process = forks.start("resume", str(open_runs[-1]), {}, cwd=cwd)
         else:
             process = forks.start("start", config, cwd=cwd)
-        time.sleep(chance.uniform(0, expected_seconds))
-        process.send(signal.SIGKILL)
-        ended = process.wait()
+        ended = process.kill_after(chance.uniform(0, expected_seconds))
         assert ended.code in (-signal.SIGKILL, 0), ended.err
         killed += ended.code == -signal.SIGKILL
         finished += ended.code == 0
@@ -107,8 +105,9 @@ def test_twenty_kills_change_nothing(forks, tree, tmp_path):
     config = tree("checkpoint_seconds=0", "method.epochs=40")
     calm, cwd = tmp_path / "calm", tmp_path / "killed"
     calm.mkdir(), cwd.mkdir()
-    began = time.monotonic()
     assert forks.run("start", config, cwd=calm).code == 0
+    began = time.monotonic()
+    assert forks.run("start", config, cwd=cwd).code == 0
     survive_kills(forks, cwd, config, only_run(calm / "outputs"), 20, time.monotonic() - began)
 
 
@@ -139,3 +138,13 @@ def test_a_folder_that_died_unborn_is_no_run(forks, tree, inside, run_cli):
     assert (said.code, said.err.count("\n")) == (2, 1)
     assert "not a run folder" in said.err
     assert run_cli("list", "runs").out.startswith("no runs")
+
+
+def test_a_second_crash_before_the_first_step_forgets_nothing(forks, tree, inside):
+    config = tree("checkpoint_seconds=0")
+    assert forks.run("start", config, cwd=inside, fault={"kind": "die", "point": "last.pt: before", "nth": 3}).code == 9
+    path = only_run(inside / "outputs")
+    again = forks.run("resume", str(path), {}, cwd=inside, fault={"kind": "die", "point": "last.pt: before", "nth": 1})
+    assert again.code == 9
+    status = RunFolder.open(path).status()
+    assert (status["state"], status["step"], status["attempt"]) == ("crashed", 2, 2)

@@ -1,6 +1,7 @@
 """No space left, at any write: one line, exit code 1, the last good checkpoint still there, and a run that goes on."""
 
 import json
+from pathlib import Path
 
 import pytest
 from runs import assert_same_run, load, only_run
@@ -91,3 +92,30 @@ def test_a_full_disk_while_resuming(forks, tree, inside):
         assert load(folder / "checkpoints/last.pt")["total"] == 2
     assert forks.run("resume", str(folder), {}, cwd=inside).code == 0
     assert json.loads((folder / "status.json").read_text())["state"] == "completed"
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this machine")
+class TestDevFull:
+    """Single files on a device that is always full."""
+
+    @pytest.fixture
+    def interrupted(self, forks, tree, inside):
+        config = tree("checkpoint_seconds=0")
+        died = forks.run("start", config, cwd=inside, fault={"kind": "die", "point": "last.pt: renamed", "nth": 2})
+        assert died.code == 9
+        return only_run(inside / "outputs")
+
+    def put_on_full_disk(self, file):
+        file.unlink()
+        file.symlink_to("/dev/full")
+
+    def test_the_log_is_not_worth_a_run(self, interrupted, forks, inside):
+        self.put_on_full_disk(interrupted / "log.txt")
+        ended = forks.run("resume", str(interrupted), {}, cwd=inside)
+        assert (ended.code, ended.err) == (0, "")
+
+    def test_seconds_are(self, interrupted, forks, inside):
+        self.put_on_full_disk(interrupted / "timing.jsonl")
+        assert_one_line(forks.run("resume", str(interrupted), {}, cwd=inside), interrupted)
+        (interrupted / "timing.jsonl").unlink()
+        assert forks.run("resume", str(interrupted), {}, cwd=inside).code == 0

@@ -61,7 +61,7 @@ class Continual(Method):
         try:
             self.loss = make_loss(self.config.loss, self.stream.spec.target, self.config.label_smoothing)
         except ValueError as error:
-            raise ConfigError(f"method.loss: {error}; use method.loss=auto") from None
+            raise ConfigError(f"method.{error}") from None
         self.network = context.build()
         self.optimiser = make_optimiser(self.network.parameters(), self.config)
         self.begun = 0  # tasks whose training has begun

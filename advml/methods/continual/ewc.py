@@ -40,11 +40,11 @@ class ElasticWeightConsolidation(Continual):
         self.anchor = Anchor(self.network)
 
     def step(self, at: At) -> Step:
-        """A block of iterations with the penalty's gradient added; after the last, the task's own importance."""
+        """A block of iterations with the penalty's gradient added; after a task's last, its own importance."""
         strength = self.config.strength
         loss = self.train_block(at, transform=lambda: self.anchor.add_gradient(strength))
         metrics = {"loss": loss, "penalty": self.anchor.value(strength)}
-        if at.last:
+        if at.last and at.phase + 1 < len(self.stream):  # nothing comes after the last task
             self._consolidate(at)
         return Step(metrics)
 

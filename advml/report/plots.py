@@ -1,0 +1,104 @@
+"""Which pictures a set of runs asks for, by kind; each under the name of its file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from advml.errors import ConfigError
+from advml.report.gather import Gathered
+from advml.report.heat import accuracy_maps, metric_maps
+from advml.report.layout import Picture, heatmaps
+from advml.report.metrics import Metric, choose, interval_of
+from advml.report.panels import panels
+from advml.report.pictures import draw_bars, draw_budget, draw_curves
+
+KINDS = ("curves", "bars", "heatmap", "budget")
+BARS = 30  # bars in one panel
+
+
+def draw(
+    gathered: Gathered, kinds: Sequence[str] = (), metrics: Sequence[str] = (), axis: str | None = None
+) -> dict[str, Picture]:
+    """Name → PNG and SVG of every kind asked for, by default of all that make sense.
+
+    Raises ConfigError for an unknown metric, and for a kind asked for by name that these runs cannot fill.
+    """
+    makers = {"curves": _curves, "bars": _bars, "heatmap": _heat, "budget": _budget}
+    made: dict[str, Picture] = {}
+    mistakes = []
+    for kind in kinds or KINDS:
+        found = dict(makers[kind](gathered, metrics, axis))
+        if kinds and not found:
+            mistakes.append(f"kind={kind}: {WHY_NOT[kind]}")
+        made |= found
+    if mistakes:
+        raise ConfigError(mistakes)
+    return made
+
+
+WHY_NOT = {
+    "curves": "no run measured this metric at three places or more",
+    "bars": "no run has this metric",
+    "heatmap": "needs two differing keys that make a grid, or runs with an accuracy matrix",
+    "budget": "these runs did not count this work",
+}
+
+
+def _curves(gathered: Gathered, metrics: Sequence[str], axis: str | None) -> Iterator[tuple[str, Picture]]:
+    for metric in curve_metrics(gathered, metrics):
+        picture = draw_curves(panels(gathered, metric), metric, axis or "step")
+        if picture is not None:
+            yield f"curves_{_file(metric)}{f'_{axis}' if axis and axis != 'step' else ''}", picture
+
+
+def curve_metrics(gathered: Gathered, asked: Sequence[str]) -> list[Metric]:
+    """What was asked for; by default the objectives and the training loss, where they were recorded."""
+    if asked:
+        return choose(gathered, asked)
+    objectives = [metric for metric in choose(gathered) if not metric.name.startswith("test/")]
+    with_loss = any("train/loss" in run.numbers for group in gathered.groups for run in group.runs.values())
+    return [*objectives, *(choose(gathered, ["train/loss"]) if with_loss else [])]
+
+
+def _bars(gathered: Gathered, metrics: Sequence[str], axis: str | None) -> Iterator[tuple[str, Picture]]:
+    for metric in choose(gathered, metrics):
+        yield f"bars_{_file(metric)}", draw_bars(panels(gathered, metric, BARS), metric)
+
+
+def _heat(gathered: Gathered, metrics: Sequence[str], axis: str | None) -> Iterator[tuple[str, Picture]]:
+    for metric in choose(gathered, metrics):
+        if maps := metric_maps(gathered, metric):
+            counts = {interval.n for group in gathered.groups if (interval := interval_of(group, metric.name))}
+            about = "one seed" if counts == {1} else f"mean over {_range(counts)} seeds"
+            yield f"heatmap_{_file(metric)}", heatmaps(maps, gathered.groups, about)
+    if maps := accuracy_maps(gathered):
+        about = "accuracy on each task as training goes on, mean over seeds"
+        yield "accuracy_matrices", heatmaps(maps, gathered.groups, about)
+
+
+def _budget(gathered: Gathered, metrics: Sequence[str], axis: str | None) -> Iterator[tuple[str, Picture]]:
+    if len(gathered.groups) < 2:
+        return
+    axes = [axis] if axis and axis != "step" else [*_varying(gathered), "seconds"]
+    for metric in choose(gathered, metrics):
+        for each in axes:
+            picture = draw_budget(panels(gathered, metric), metric, each)
+            if picture is not None:
+                yield f"budget_{_file(metric)}_{each}", picture
+
+
+def _varying(gathered: Gathered) -> list[str]:
+    """The first counter of work that differs by more than a twentieth between configurations, if any does."""
+    for counter in ("samples", "gradients", "updates"):
+        means = {interval.mean for group in gathered.groups if (interval := interval_of(group, counter))}
+        if means and max(means) > 1.05 * min(means):
+            return [counter]
+    return []
+
+
+def _range(counts: set[int]) -> str:
+    return str(min(counts)) if len(counts) == 1 else f"{min(counts)} to {max(counts)}"
+
+
+def _file(metric: Metric) -> str:
+    return metric.name.replace("/", "_")

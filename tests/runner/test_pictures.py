@@ -1,0 +1,162 @@
+"""Artifacts on disk and their pictures: data beside each, equal bytes for equal data."""
+
+import hashlib
+import re
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from functools import cache
+
+import pytest
+from PIL import Image
+
+from advml.contracts import Curve, Heatmap, Json, Objective, Table
+from advml.runner import artifacts, figures
+from advml.runner.folder import RunFolder
+
+MATRIX = Heatmap([[0.98, None, 0.1], [0.52, 0.97, 0.15], [0.41, 0.63, 0.96]], ["after 1", "after 2", "after 3"],
+                 ["task 1", "task 2", "task 3"], "trained up to", "tested on", "Accuracy", "accuracy")  # fmt: skip
+CURVE = Curve([0, 1, 2, 3], {"train": [None, 2.0, 1.0, 0.5], "valid": [2.5, None, 1.25, 0.75]}, "step", "loss")
+
+
+@cache
+def drawn(name):
+    return figures.draw({"heatmap": MATRIX, "curve": CURVE}[name])
+
+
+def written(svg):
+    """The texts in a picture."""
+    return re.findall(r"<!-- (.*?) -->", svg.decode())
+
+
+def pixels(data, tmp_path):
+    (tmp_path / "picture.png").write_bytes(data)
+    with Image.open(tmp_path / "picture.png") as image:
+        return image.convert("RGB")
+
+
+@pytest.mark.parametrize("name", ["heatmap", "curve"])
+class TestFormats:
+    def test_png_and_svg(self, name, tmp_path):
+        assert set(drawn(name)) == {"png", "svg"}
+        image = pixels(drawn(name)["png"], tmp_path)
+        assert min(image.size) > 300
+        assert len(image.getcolors(10**6)) > 20
+        assert ElementTree.fromstring(drawn(name)["svg"]).tag.endswith("svg")
+
+    def test_equal_data_give_equal_bytes(self, name):
+        assert figures.draw({"heatmap": MATRIX, "curve": CURVE}[name]) == drawn(name)
+
+    def test_no_date_and_no_random_name_inside(self, name):
+        svg = drawn(name)["svg"].decode()
+        assert not re.search(r"\b20\d\d-\d\d-\d\d", svg)
+        assert "dc:date" not in svg
+
+
+def test_equal_bytes_in_another_process(tmp_path):
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from test_pictures import CURVE, MATRIX\n"
+        "from advml.runner import figures\n"
+        "import hashlib\n"
+        "print([hashlib.sha256(data).hexdigest() for p in (MATRIX, CURVE) for data in figures.draw(p).values()])"
+    )
+    here = __file__.rpartition("/")[0]
+    ended = subprocess.run([sys.executable, "-c", program, here], capture_output=True, text=True, check=True)
+    ours = [hashlib.sha256(data).hexdigest() for name in ("heatmap", "curve") for data in drawn(name).values()]
+    assert ended.stdout.strip() == str(ours)
+
+
+class TestHeatmap:
+    def test_says_what_it_shows(self):
+        texts = written(drawn("heatmap")["svg"])
+        for text in ("task 1", "after 3", "tested on", "trained up to", "Accuracy", "0.980", "0.410"):
+            assert text in texts, text
+        assert texts.count("–") == 1  # undefined is no number
+
+    def test_large_ones_have_no_numbers_in_them(self):
+        names = [str(number) for number in range(30)]
+        assert "0.123" not in written(figures.draw(Heatmap([[0.123] * 30] * 30, names, names))["svg"])
+
+    @pytest.mark.parametrize("values", [[[None, None]], [[0.5, 0.5]], [[-1e9, 1e-9]]])
+    def test_odd_ones(self, values):
+        assert figures.draw(Heatmap(values, ["a"], ["b", "c"]))["png"]
+
+    def test_can_be_read_in_grey(self, tmp_path):
+        """Dark for low, light for high: brightness rises with the value."""
+        image = pixels(figures.draw(Heatmap([[0.0, 0.5, 1.0]], ["r"], ["a", "b", "c"]))["png"], tmp_path).convert("L")
+        # The cells lie side by side in the middle of the picture; sample well away from the written numbers.
+        width, height = image.size
+        row = [image.getpixel((x, round(height * 0.2))) for x in range(width)]
+        parts = [row[round(width * left) : round(width * (left + 0.08))] for left in (0.22, 0.42, 0.62)]
+        cells = [max(set(part), key=part.count) for part in parts]
+        assert cells == sorted(cells)
+        assert len(set(cells)) == 3
+
+
+class TestCurve:
+    def test_lines_differ_in_more_than_colour(self):
+        lines = {str(number): [0.0, number, 2.0] for number in range(8)}
+        svg = figures.draw(Curve([0, 1, 2], lines, "step", "value"))["svg"].decode()
+        assert svg.count("stroke-dasharray") >= 4
+        assert len(set(figures.COLOURS)) == 7
+
+    def test_says_what_it_shows(self):
+        assert {"train", "valid", "step", "loss"} <= set(written(drawn("curve")["svg"]))
+
+    def test_a_line_without_a_point(self):
+        assert figures.draw(Curve([0, 1], {"a": [None, None], "b": [1.0, None]}, "x", "y"))["png"]
+
+
+class TestFiles:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        return RunFolder.create(tmp_path, "method", "dataset")
+
+    def test_data_and_pictures(self, folder):
+        made = {"matrix": MATRIX, "loss": CURVE, "table": Table(["n", "x"], [["a", 1.5]]), "facts": Json([1])}
+        artifacts.write(folder, made, draw=True)
+        assert {path.name for path in (folder / "artifacts").iterdir()} == {
+            "matrix.csv", "loss.csv", "table.csv", "facts.json"
+        }  # fmt: skip
+        assert {path.name for path in (folder / "figures").iterdir()} == {
+            "matrix.png", "matrix.svg", "loss.png", "loss.svg"
+        }  # fmt: skip
+        assert artifacts.read_csv(folder / "artifacts/matrix.csv") == [
+            ["trained up to \\ tested on", "task 1", "task 2", "task 3"],
+            ["after 1", "0.98", "", "0.1"], ["after 2", "0.52", "0.97", "0.15"], ["after 3", "0.41", "0.63", "0.96"],
+        ]  # fmt: skip
+        assert artifacts.read_csv(folder / "artifacts/loss.csv") == [
+            ["step", "train", "valid"], ["0", "", "2.5"], ["1", "2.0", ""], ["2", "1.0", "1.25"], ["3", "0.5", "0.75"]
+        ]  # fmt: skip
+
+    def test_without_pictures(self, folder):
+        artifacts.write(folder, {"matrix": MATRIX}, draw=False)
+        assert (folder / "artifacts/matrix.csv").exists()
+        assert not (folder / "figures").exists()
+
+    def test_nothing(self, folder):
+        artifacts.write(folder, {}, draw=True)
+        assert not (folder / "artifacts").exists()
+
+
+class TestLearningCurves:
+    OBJECTIVE = Objective("accuracy", "valid", "max")
+
+    def test_loss_and_objective_over_steps(self):
+        records = [
+            {"step": 0, "split": "valid", "loss": 3.0, "accuracy": 0.1},
+            {"step": 1, "split": "train", "loss": 2.0},
+            {"step": 2, "split": "train", "loss": 1.0},
+            {"step": 2, "split": "valid", "loss": 1.5, "accuracy": 0.6},
+            {"step": 2, "split": "test", "loss": 9.0, "accuracy": 0.9},
+            {"step": 3, "split": "valid", "loss": None, "accuracy": 0.7},
+        ]
+        curves = artifacts.learning_curves(records, self.OBJECTIVE)
+        assert curves["curve_loss"].x == [0, 1, 2]
+        assert curves["curve_loss"].lines == {"valid": [3.0, None, 1.5], "train": [None, 2.0, 1.0]}
+        assert curves["curve_accuracy"].lines == {"valid": [0.1, 0.6, 0.7]}
+
+    def test_none_of_two_points(self):
+        records = [{"step": step, "split": "train", "loss": 1.0} for step in (1, 2)]
+        assert artifacts.learning_curves(records, self.OBJECTIVE) == {}
