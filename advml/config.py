@@ -135,6 +135,15 @@ def bind(tree: Mapping[str, Any]) -> Bound:
     return Bound(run=run, tree=tree, **parts)
 
 
+def bind_settings(cls: type[Class], values: Mapping[str, Any], prefix: str) -> Class:
+    """Bind settings that are no part of a run. Raises ConfigError with every mistake, each after `prefix`."""
+    mistakes: list[str] = []
+    bound = _bind_settings(cls, values, prefix, mistakes)
+    if bound is None:
+        raise ConfigError(mistakes)
+    return bound
+
+
 def _meant(key: str, known: set[str], tree: Mapping[str, Any]) -> str:
     """A hint for an unknown key at the top: often the block was forgotten, as in `lr=0.1`."""
     places = {name: name for name in known}

@@ -3,6 +3,7 @@
 VERBS = {
     "run": "run one experiment from a configuration",
     "sweep": "run all combinations of several values, resumably, many at a time",
+    "study": "run a published comparison; what was measured beside what was reported",
     "resume": "go on with an interrupted, crashed or limited run",
     "reproduce": "run a saved configuration again and compare every number",
     "compare": "differing settings against final metrics: intervals over seeds, the best marked, paired tests",

@@ -2,8 +2,8 @@
 advml check --all
 
 Composes, binds and fits a configuration without running it: every mistake at once. With --all: every method with its
-companions, every data set, view and model on its own, and every experiment, shipped or found in plug-ins and
-$ADVML_CONFIG_PATH. Exit code: 0 all is well, 2 something is wrong.
+companions, every data set, view and model on its own, every experiment and every run of every study, shipped or found
+in plug-ins and $ADVML_CONFIG_PATH. Exit code: 0 all is well, 2 something is wrong.
 
   advml check method=ewc model=cnn dataset=iris
   advml check --all
@@ -22,6 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     from advml.errors import ConfigError
     from advml.roots import members
     from advml.runner.fit import check_fit
+    from advml.runner.studies import plan
 
     if "--all" not in arguments:
         tree, _ = compose(arguments)
@@ -40,5 +41,13 @@ def main(arguments: Sequence[str]) -> int:
             wrong += bool(mistakes)
             for mistake in mistakes:
                 print(f"advml: {group}={name}: {mistake}", file=sys.stderr)
+    for name in (studies := members("study")):
+        try:
+            plan(name, [])
+        except ConfigError as error:
+            wrong += 1
+            for mistake in error.mistakes:
+                print(f"advml: study {name}: {mistake}", file=sys.stderr)
+    everything += [("study", name) for name in studies]
     print(f"{len(everything) - wrong} of {len(everything)} configurations are well")
     return 2 if wrong else 0

@@ -22,7 +22,8 @@ _advml() {{
             local line="${{COMP_LINE/advml sweep /advml run }}"
             COMPREPLY=($(COMP_LINE="$line" COMP_POINT="$COMP_POINT" advml run -sc query=bash 2>/dev/null))
             compopt -o nospace ;;
-        list) COMPREPLY=($(compgen -W "methods datasets views models experiments runs" -- "$current")) ;;
+        list) COMPREPLY=($(compgen -W "methods datasets views models experiments studies runs" -- "$current")) ;;
+        study) COMPREPLY=($(compgen -W "{studies}" -- "$current")) ;;
         data) COMPREPLY=($(compgen -W "list download verify" -- "$current")) ;;
         *) COMPREPLY=($(compgen -o dirnames -- "$current")) ;;
     esac
@@ -36,8 +37,9 @@ def main(arguments: Sequence[str]) -> int:
     """Print the script."""
     from advml.commands import VERBS
     from advml.errors import ConfigError
+    from advml.roots import members
 
     if list(arguments) != ["bash"]:
         raise ConfigError("completion: there is one for bash: advml completion bash")
-    print(SCRIPT.format(verbs=" ".join(VERBS)), end="")
+    print(SCRIPT.format(verbs=" ".join(VERBS), studies=" ".join(sorted(members("study")))), end="")
     return 0

@@ -79,17 +79,12 @@ class SweepTask:
         from hydra.core.hydra_config import HydraConfig
 
         from advml.compose import as_tree
-        from advml.config import bind
-        from advml.errors import AdvmlError
-        from advml.runner.jobs import ended, ensure, failed
+        from advml.runner.jobs import here
 
         job = self.sweep.job(as_tree(config), HydraConfig.get())
         if self.sweep.settings.fail_fast and self.shown.failed:
             return None
-        try:
-            end = ended(job, ensure(job.folder, bind(job.tree), job.asked))
-        except AdvmlError as error:
-            end = failed(job, error)
+        end = here(job)
         self.shown.ended(end)
         if end.state == "interrupted":
             raise KeyboardInterrupt  # whoever stops one job of this process means all of them

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
 from advml.contracts import Heatmap
-from advml.report.gather import Gathered, Group
+from advml.report.gather import Gathered
 from advml.report.keys import of_problem, ordered, shown
 from advml.report.metrics import Metric, axis_title, interval_of
 from advml.report.panels import two_keys
@@ -56,12 +56,13 @@ def accuracy_maps(gathered: Gathered) -> list[Heatmap]:
     for group, values in labelled:
         matrices = [matrix for run in group.runs.values() if (matrix := _read(run.folder / MATRIX)) is not None]
         if matrices:
-            found.append(_mean_map(group, values, matrices))
+            seeds = f"{len(matrices)} seed{'s' if len(matrices) > 1 else ''}"
+            found.append(mean_map(f"{label_of(group, values)} ({seeds})", matrices))
     return [one for one in found if one is not None][:MOST]
 
 
-def _mean_map(group: Group, values: Mapping[str, Any], matrices: Sequence[list[list[str]]]) -> Heatmap | None:
-    """The mean of equally large matrices; None where seeds have different tasks."""
+def mean_map(title: str, matrices: Sequence[list[list[str]]]) -> Heatmap | None:
+    """The mean of equally large accuracy matrices, as rows of CSV; None where seeds have different tasks."""
     first = matrices[0]
     if any([len(row) for row in one] != [len(row) for row in first] for one in matrices):
         return None
@@ -70,7 +71,6 @@ def _mean_map(group: Group, values: Mapping[str, Any], matrices: Sequence[list[l
     ]
     heads = [[one[0][x] for one in matrices] for x in range(1, len(first[0]))]
     columns = [names[0] if len(set(names)) == 1 else names[0].partition(" (")[0] for names in heads]
-    title = f"{label_of(group, values)} ({len(matrices)} seed{'s' if len(matrices) > 1 else ''})"
     down, _, across = first[0][0].partition(" \\ ")
     return Heatmap(numbers, [row[0] for row in first[1:]], columns, down, across, title, "test accuracy (fraction)",
                    decimals=2, limits=(0.0, 1.0))  # fmt: skip

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from advml.config import Bound
+from advml.config import Bound, bind
 from advml.errors import AdvmlError, ConfigError
 from advml.runner.folder import RunFolder
 from advml.runner.identity import INDIFFERENT
@@ -98,6 +98,14 @@ def ended(job: Job, outcome: Outcome) -> Ended:
     if outcome.state == "completed":
         return look(job)
     return Ended(job, outcome.state, message=outcome.message)
+
+
+def here(job: Job) -> Ended:
+    """Bring a job to its end in this process; never raises for what goes wrong in it."""
+    try:
+        return ended(job, ensure(job.folder, bind(job.tree), job.asked))
+    except AdvmlError as error:
+        return failed(job, error)
 
 
 def failed(job: Job, error: AdvmlError) -> Ended:

@@ -43,7 +43,7 @@ class Sweep:
         """The job with this configuration; `hydra` is Hydra's own block of it."""
         typed = [str(word).lstrip("+") for word in hydra.overrides.task]
         choices = {str(group): str(choice) for group, choice in hydra.runtime.choices.items()}
-        own = [word for word in typed if word.partition("=")[0] not in self.constant] or _telling(typed)
+        own = [word for word in typed if word.partition("=")[0] not in self.constant] or telling(typed)
         asked = Asked(self.command, [word for word in typed if not word.startswith("sweep.")], choices)
         return Job(" ".join(own) or "defaults", job_folder(self.folder, own, tree), tree, asked)
 
@@ -134,7 +134,7 @@ def launcher(settings: SweepSettings, prepared: Sequence[str]) -> list[str]:
 
 def command_hash(options: Sequence[str], overrides: Sequence[str]) -> str:
     """Equal for commands that ask for the same jobs, in whatever order and however they are to be carried out."""
-    words = sorted(_telling([word.lstrip("+") for word in overrides]))
+    words = sorted(telling([word.lstrip("+") for word in overrides]))
     kept = [word for word in words if not re.match(r"~?hydra[/.]launcher", word)]
     return hashlib.sha256("\n".join([*options, *kept]).encode()).hexdigest()[:HASH_LENGTH]
 
@@ -153,6 +153,6 @@ def readable(overrides: Sequence[str]) -> str:
     return name[:NAME_LENGTH].rstrip("+-.") or "defaults"
 
 
-def _telling(overrides: Sequence[str]) -> list[str]:
+def telling(overrides: Sequence[str]) -> list[str]:
     """The overrides that say what is computed."""
     return [word for word in overrides if word.lstrip("~").partition("=")[0].partition(".")[0] not in INDIFFERENT]

@@ -1,0 +1,255 @@
+"""A study's numbers as one document (docs/results/NAME.json); the table and pictures that are made from it alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from advml.errors import AdvmlError
+from advml.report.formats import decimals, number, plus_minus, probability
+from advml.report.gather import Group, Run, read_run, settings_of
+from advml.report.heat import mean_map
+from advml.report.layout import STYLE, Picture, heatmaps
+from advml.report.metrics import Metric
+from advml.report.ranking import ENOUGH, differences_from
+from advml.report.stats import Interval, t_interval
+from advml.runner import figures
+from advml.runner.artifacts import read_csv
+from advml.runner.folder import RunFolder
+from advml.runner.jobs import Job
+from advml.runner.studies import Study
+
+FEW = 5  # seeds whose numbers a table shows one by one
+
+
+# --- from runs to the document ------------------------------------------------------------------------------------
+
+
+def document(study: Study, date: str) -> dict[str, Any]:
+    """Every number of a completed study, as plain data. Raises AdvmlError for a run that has none."""
+    asked = study.asked
+    names = (asked.metric, *asked.also)
+    runs = {row: [_run(job, names) for job in jobs] for row, jobs in study.jobs.items()}
+    every = [run for of in runs.values() for run in of]
+    return {
+        "study": study.name,
+        "title": asked.title,
+        "source": asked.source,
+        "hypothesis": asked.hypothesis,
+        "chosen": asked.chosen,
+        "budget": asked.budget,
+        "command": study.command,
+        "changed": list(study.changed),
+        "date": date,
+        "environments": _environments(every),
+        "metric": asked.metric,
+        "mode": asked.mode,
+        "scale": asked.scale,
+        "unit": asked.unit,
+        "also": list(asked.also),
+        "against": asked.against,
+        "seeds": [run.seed for run in next(iter(runs.values()))],
+        "rows": {row: _row(study, row, of) for row, of in runs.items()},
+        "differences": _differences(study, runs),
+    }
+
+
+def _run(job: Job, names: Sequence[str]) -> Run:
+    found = read_run(RunFolder(job.folder))
+    if not isinstance(found, Run):
+        raise AdvmlError(f"{job.folder}: {found.state}: {found.reason}")
+    if missing := [name for name in names if name not in found.numbers]:
+        raise AdvmlError(f"{job.folder}: result.json has no {', '.join(missing)}; there are {', '.join(found.numbers)}")
+    return found
+
+
+def _row(study: Study, row: str, runs: Sequence[Run]) -> dict[str, Any]:
+    of = study.asked.rows[row]
+    scaled = {name: [study.asked.scale * run.numbers[name] for run in runs] for name in _names(study)}
+    return {
+        "overrides": [*study.asked.settings, *of.run],
+        "reported": of.reported,
+        **{name: _interval(t_interval(values)) for name, values in scaled.items()},
+        "runs": [
+            {
+                "seed": run.seed,
+                **{name: values[place] for name, values in scaled.items()},
+                "numbers": dict(run.numbers),
+                "identity": run.result["identity"],
+                "tables": {name: read_csv(run.folder / f"artifacts/{name}.csv") for name in study.asked.tables},
+            }
+            for place, run in enumerate(runs)
+        ],
+    }
+
+
+def _names(study: Study) -> tuple[str, ...]:
+    return (study.asked.metric, *study.asked.also)
+
+
+def _interval(found: Interval) -> dict[str, Any]:
+    return {"n": found.n, "mean": found.mean, "sd": found.sd, "half": found.half}
+
+
+def _differences(study: Study, runs: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
+    """Each row minus the reference, seed by seed."""
+    if study.asked.against is None:
+        return []
+    rows = list(runs)
+    groups = {
+        number: Group(settings_of(runs[row][0].tree), {run.seed: run for run in runs[row]}, ())
+        for number, row in enumerate(rows)
+    }
+    metric = Metric(study.asked.metric, study.asked.mode)
+    found = []
+    for one in differences_from(groups, metric, rows.index(study.asked.against)):
+        assert one.paired is not None
+        interval = one.paired.interval
+        ends = {"mean": interval.mean, "half": interval.half}
+        scaled = {name: None if value is None else value * study.asked.scale for name, value in ends.items()}
+        p_values = {"p": one.paired.p if one.seeds >= ENOUGH else None, "p_holm": one.p_holm}
+        found.append({"row": rows[one.row], "against": study.asked.against, "n": one.seeds, **scaled, **p_values})
+    return found
+
+
+def _environments(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The different environments of the runs, mostly one: machine, versions, threads, commit."""
+    found: list[dict[str, Any]] = []
+    for run in runs:
+        one = {key: value for key, value in run.folder.environment().items() if key not in ("choices", "variables")}
+        if one not in found:
+            found.append(one)
+    return found
+
+
+# --- from the document to text ------------------------------------------------------------------------------------
+
+Grid = tuple[list[str], list[list[str]]]
+
+
+def main_grid(said: Mapping[str, Any]) -> Grid:
+    """Row, its numbers by seed where they are few, mean with interval, further metrics, the published number."""
+    seeds = said["seeds"]
+    shown = len(seeds) if 1 < len(seeds) <= FEW else 0
+    reported = any(row["reported"] is not None for row in said["rows"].values())
+    unit = f" ({said['unit']})" if said["unit"] else ""
+    headings = ["", *(f"seed {seed}" for seed in seeds[:shown]), _words(said["metric"]) + unit]
+    headings += [_words(name) + unit for name in said["also"]] + ["reported"] * reported
+    intervals = {name: [Interval(**row[name]) for row in said["rows"].values()] for name in _all(said)}
+    body = []
+    for name, row in said["rows"].items():
+        own = [number(run[said["metric"]], _places(said, said["metric"])) for run in row["runs"][:shown]]
+        means = [plus_minus(Interval(**row[each]), _fewer(decimals(intervals[each]))) for each in _all(said)]
+        published = ["–" if row["reported"] is None else f"{row['reported']:g}"] * reported
+        body.append([name, *own, *means, *published])
+    return headings, body
+
+
+def difference_grid(said: Mapping[str, Any]) -> Grid | None:
+    """Paired differences from the reference row; None where there are none."""
+    if not said["differences"]:
+        return None
+    places = _places(said, said["metric"])
+    unit = f" ({said['unit']})" if said["unit"] else ""
+    headings = ["difference" + unit, "seeds", "mean", "95 % interval", "p", "p (Holm)"]
+    body = []
+    for one in said["differences"]:
+        enough = one["p_holm"] is not None
+        low, high = ((one["mean"] - one["half"], one["mean"] + one["half"]) if enough else (None, None))
+        ends = f"{number(low, places)} to {number(high, places)}" if enough else "n too small"
+        body.append([f"{one['row']} minus {one['against']}", str(one["n"]), number(one["mean"], places), ends,
+                     probability(one["p"]), probability(one["p_holm"])])  # fmt: skip
+    return headings, body
+
+
+def notes(said: Mapping[str, Any]) -> Iterator[str]:
+    """What must be known to read the tables, one sentence each."""
+    if said["changed"]:
+        yield f"Not the published setting: changed by {', '.join(said['changed'])}."
+    if len(said["seeds"]) > 1:
+        yield f"Mean ± half of the 95 % t-interval over {len(said['seeds'])} seeds."
+    if len(said["seeds"]) == 3:
+        yield "With 3 seeds that is 2.5 standard deviations: a description, not a ranking."
+    yield f"Reported: {said['source']}."
+    sources = {(one.get("source") or {}).get("commit") for one in said["environments"]}
+    commits = ", ".join(sorted(str(commit)[:10] for commit in sources if commit)) or "no checkout"
+    dirty = any((one.get("source") or {}).get("dirty") for one in said["environments"])
+    yield f"Measured {said['date']} at {commits}{' with changes' if dirty else ''}: `{said['command']}`."
+
+
+def as_markdown(said: Mapping[str, Any]) -> str:
+    """Both tables and the notes."""
+    second = difference_grid(said)
+    tables = [_markdown(main_grid(said)), *([_markdown(second)] if second else [])]
+    return "\n\n".join([*tables, " ".join(notes(said))]) + "\n"
+
+
+def _markdown(grid: Grid) -> str:
+    headings, body = grid
+    rule = ["---", *["---:"] * (len(headings) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [headings, rule, *body])
+
+
+def _all(said: Mapping[str, Any]) -> list[str]:
+    return [said["metric"], *said["also"]]
+
+
+def _places(said: Mapping[str, Any], name: str) -> int | None:
+    return _fewer(decimals([Interval(**row[name]) for row in said["rows"].values()]))
+
+
+def _fewer(places: int | None) -> int | None:
+    """Two decimals are enough for percentages and the like; more would pretend."""
+    return None if places is None else min(places, 2) if places < 4 else places
+
+
+def _words(name: str) -> str:
+    return name.replace("/", " ").replace("_", " ")
+
+
+# --- from the document to pictures --------------------------------------------------------------------------------
+
+
+def pictures(said: Mapping[str, Any]) -> dict[str, Picture]:
+    """NAME: rows against the published numbers. NAME_TABLE: the mean matrix of each row, for every kept table."""
+    made = {said["study"]: _beside_published(said)}
+    for table in dict.fromkeys(name for row in said["rows"].values() for run in row["runs"] for name in run["tables"]):
+        maps = [
+            mean_map(f"{row} ({len(of['runs'])} seeds)", [run["tables"][table] for run in of["runs"]])
+            for row, of in said["rows"].items()
+        ]
+        if kept := [one for one in maps if one is not None]:
+            made[f"{said['study']}_{table}"] = heatmaps(kept, (), said["title"])
+    return made
+
+
+def _beside_published(said: Mapping[str, Any]) -> Picture:
+    """One line a row: every seed, the mean with its interval, the published number."""
+    metric, rows = said["metric"], said["rows"]
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 1.5 + 0.42 * len(rows)), layout="constrained")
+        axes = figure.add_subplot()
+        for place, row in enumerate(rows.values()):
+            found = Interval(**row[metric])
+            values = [run[metric] for run in row["runs"]]
+            first = place == 0
+            axes.errorbar(found.mean, place, xerr=found.half, fmt="D", ms=6, color=figures.COLOURS[0], capsize=4,
+                          zorder=3, label="mean, 95 % t-interval" if first else None)  # fmt: skip
+            axes.plot(values, [place + 0.22] * len(values), "|", ms=9, mew=1.4, color="black",
+                      label="each seed" if first else None)  # fmt: skip
+            if row["reported"] is not None:
+                named = axes.get_legend_handles_labels()[1]
+                axes.plot(row["reported"], place, "s", ms=9, mfc="none", mew=1.6, color=figures.COLOURS[1], zorder=4,
+                          label="reported" if "reported" not in named else None)  # fmt: skip
+        axes.set_yticks(range(len(rows)), list(rows))
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.tick_params(axis="y", length=0)
+        axes.grid(alpha=0.3, axis="x")
+        axes.set_axisbelow(True)
+        axes.set_xlabel(_words(metric) + (f" ({said['unit']})" if said["unit"] else ""))
+        axes.set_title(said["title"])
+        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        return figures.rendered(figure)

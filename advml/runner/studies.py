@@ -1,0 +1,153 @@
+"""Studies: published comparisons as configuration files, configs/study/NAME.yaml; their rows × seeds as jobs.
+
+A study lies in OUTPUTS/studies/NAME; with overrides that change what is computed, in OUTPUTS/studies/NAME-<their hash>.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from annotated_types import Len
+
+from advml.compose import compose, config_dirs, separate
+from advml.config import CountInt, PositiveFloat, SweepSettings, bind, bind_settings, settings
+from advml.errors import ConfigError, did_you_mean
+from advml.roots import config_root, extra_roots, members
+from advml.runner.environment import resolve_device
+from advml.runner.fit import check_fit
+from advml.runner.jobs import Job
+from advml.runner.run import Asked
+from advml.runner.sweeps import job_folder, telling
+
+HASH_LENGTH = 10
+Word = Annotated[str, Len(1)]
+
+
+@settings
+class RowSettings:
+    """A row: the overrides that make its runs, and the number that was published, if one was."""
+
+    run: Annotated[tuple[Word, ...], Len(1)]
+    reported: float | None = None
+
+
+@settings
+class StudySettings:
+    """A file of configs/study. What must be said before a study runs has no default: see docs/comparing.md."""
+
+    title: Word
+    source: Word
+    hypothesis: Word
+    chosen: Word
+    budget: Word
+    metric: Word
+    mode: Literal["max", "min"] = "max"
+    scale: PositiveFloat = 1.0
+    unit: str = ""
+    also: tuple[Word, ...] = ()
+    tables: tuple[Word, ...] = ()
+    against: str | None = None
+    seeds: Annotated[tuple[CountInt, ...], Len(1)]
+    settings: tuple[Word, ...] = ()
+    rows: Annotated[Mapping[str, RowSettings], Len(1)]
+
+    def __post_init__(self) -> None:
+        """Raises ValueError for a reference that is no row, and for repeated seeds."""
+        if self.against is not None and self.against not in self.rows:
+            raise ValueError(f"against: no row is called {self.against}{did_you_mean(self.against, self.rows)}")
+        if len(set(self.seeds)) != len(self.seeds):
+            raise ValueError("seeds: one of them is there twice")
+
+
+@dataclass(frozen=True)
+class Study:
+    """A checked study. `changed`: overrides of the user that change what is computed. `jobs`: row → a job per seed.
+
+    `command`: the shortest that computes the same; where data lie and how jobs are carried out is not in it.
+    """
+
+    name: str
+    folder: Path
+    asked: StudySettings
+    command: str
+    changed: tuple[str, ...]
+    sweep: SweepSettings
+    jobs: Mapping[str, tuple[Job, ...]]
+
+    @property
+    def every_job(self) -> list[Job]:
+        """All jobs, seed by seed, so that every row has its first number early."""
+        return [job for of_seed in zip(*self.jobs.values(), strict=True) for job in of_seed]
+
+
+def plan(name: str, arguments: Sequence[str]) -> Study:
+    """Read a study, compose, bind and fit each of its runs with the user's overrides on top.
+
+    Of these `seed=1` or `seed=1,2` replaces the study's own seeds. Raises ConfigError with every mistake.
+    """
+    options, words = separate(arguments)
+    dirs = config_dirs(options)
+    asked = read(name, dirs)
+    seeds = [seed for word in words if word.startswith("seed=") for seed in _seeds(word)] or list(asked.seeds)
+    words = [word for word in words if not word.startswith("seed=")]
+    mistakes: dict[str, None] = {}
+    if any(word.lstrip("+").startswith("sweep.name=") for word in words):
+        mistakes["sweep.name: the folder of a study has the study's name; outputs=FOLDER moves it"] = None
+    composed: dict[str, list[tuple[list[str], Mapping[str, Any], Mapping[str, str]]]] = {}
+    for row, of in asked.rows.items():
+        for seed in seeds:
+            typed = [*asked.settings, *of.run, *words, f"seed={seed}"]
+            try:
+                tree, choices = compose([*options, *typed])
+                bound = bind(tree)
+                check_fit(bound)
+                resolve_device(bound.run.device)
+            except ConfigError as error:
+                mistakes |= dict.fromkeys(error.mistakes)
+            else:
+                composed.setdefault(row, []).append((typed, tree, choices))
+    if mistakes:
+        raise ConfigError(mistakes)
+    changed = tuple(telling([word.lstrip("+") for word in words]))
+    differing = hashlib.sha256("\n".join(sorted(changed)).encode()).hexdigest()[:HASH_LENGTH]
+    label = f"{name}-{differing}" if changed else name
+    folder = Path(bound.run.outputs).absolute() / "studies" / label
+    own = [f"seed={','.join(map(str, seeds))}"] if seeds != list(asked.seeds) else []
+    command = shlex.join(["advml", "study", name, *changed, *own])
+    jobs = {
+        row: tuple(
+            Job(f"{row}, seed {tree['seed']}", job_folder(folder, [row, f"seed={tree['seed']}"], tree), tree,
+                Asked(command, typed, choices))
+            for typed, tree, choices in of
+        )
+        for row, of in composed.items()
+    }  # fmt: skip
+    return Study(name, folder, asked, command, changed, bound.run.sweep, jobs)
+
+
+def read(name: str, dirs: Sequence[Path] = ()) -> StudySettings:
+    """The study NAME of the configuration folders. Raises ConfigError where there is none, or a wrong one."""
+    known = members("study", [config_root(), *extra_roots(), *dirs])
+    if name not in known:
+        raise ConfigError(f"study {name}: unknown study{did_you_mean(name, known)} (see: advml list studies)")
+    try:
+        tree = yaml.safe_load(known[name].read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{known[name]}: cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise ConfigError(f"{known[name]}: holds no study")
+    return bind_settings(StudySettings, tree, f"study {name}: ")
+
+
+def _seeds(word: str) -> list[int]:
+    numbers = word.partition("=")[2].strip("[]").split(",")
+    if not all(re.fullmatch(r"\d+", number.strip()) for number in numbers) or len(set(numbers)) != len(numbers):
+        raise ConfigError(f"{word}: give different whole numbers, like seed=0 or seed=0,1")
+    return [int(number) for number in numbers]
