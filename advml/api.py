@@ -10,11 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advml.compose import compose
+from advml.compose import compose, separate
 from advml.config import bind
 from advml.contracts import Network
 from advml.errors import AdvmlError, ConfigError
 from advml.models.build import load_bundle, rebuild
+from advml.runner.baselines import carry_out, plan
 from advml.runner.folder import RunFolder
 from advml.runner.run import Asked, start
 from advml.runner.trained import Trained
@@ -45,6 +46,12 @@ class Run:
     def result(self) -> dict[str, Any]:
         """result.json: final metrics, objective, budget."""
         return self._folder.result()
+
+    @property
+    def baselines(self) -> dict[str, Run]:
+        """The completed runs beside it, by name."""
+        found = sorted((self.folder / "baselines").glob("*/result.json"))
+        return {path.parent.name: Run(RunFolder(path.parent)) for path in found}
 
     @property
     def model(self) -> Network:
@@ -87,11 +94,16 @@ def run(*overrides: str) -> Run:
     """
     tree, choices = compose(overrides)
     command = f"advml.run({', '.join(map(repr, overrides))})"
-    outcome = start(bind(tree), Asked(command, list(overrides), choices))
+    bound, asked = bind(tree), Asked(command, list(overrides), choices)
+    planned = plan(tree, separate(overrides)[0])
+    outcome = start(bound, asked)
     if outcome.state == "interrupted":
         raise KeyboardInterrupt(outcome.message)
     if outcome.state != "completed":
         raise AdvmlError(f"{outcome.message}")
+    for end in carry_out(outcome.folder.path, planned, asked):
+        if end.state != "completed":
+            raise AdvmlError(f"{end.job.name}: {end.state}, {end.message}")
     return Run(outcome.folder)
 
 

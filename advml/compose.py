@@ -6,6 +6,7 @@ force-added, so that a misspelt key reaches the binder, which then reports all m
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import sys
@@ -25,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from advml.config import GROUPS
 from advml.errors import AdvmlError, ConfigError, did_you_mean
 from advml.roots import config_root, extra_roots, members
 
@@ -115,7 +117,18 @@ def as_tree(config: DictConfig) -> dict[str, Any]:
         ours = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         tree = OmegaConf.to_container(ours, resolve=True, throw_on_missing=False)
     assert isinstance(tree, dict)
-    return {str(key): value for key, value in tree.items()}
+    return _with_baselines({str(key): value for key, value in tree.items()})
+
+
+def _with_baselines(tree: dict[str, Any]) -> dict[str, Any]:
+    """A method's file lists its baselines; they belong to the run, which may want none: auto or off."""
+    method, wanted = tree.get("method"), tree.get("baselines")
+    listed = method.pop("baselines", None) if isinstance(method, dict) else None
+    if wanted in ("auto", True):
+        tree["baselines"] = listed or {}
+    elif wanted in ("off", False):
+        tree["baselines"] = {}
+    return tree
 
 
 # --- overrides ----------------------------------------------------------------------------------------------------
@@ -209,6 +222,36 @@ def _search_path(more_roots: Sequence[Path]) -> list[str]:
     roots = [*extra_roots(), *more_roots]
     quoted = ("'file://" + str(root).replace("'", r"\'") + "'" for root in roots)
     return [f"hydra.searchpath=[{','.join(quoted)}]"] if roots else []
+
+
+def with_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of a composed `tree` with `key=value` words applied.
+
+    Raises ConfigError for words that are none, and for group choices: a composed tree holds values, no choices.
+    """
+    changed = copy.deepcopy(dict(tree))
+    mistakes = []
+    for word in overrides:
+        try:
+            parsed = OverridesParser.create().parse_override(word)
+        except HydraException:
+            mistakes.append(f"{word}: not an override; write key=value")
+            continue
+        key = parsed.key_or_group
+        if key in GROUPS or parsed.is_sweep_override() or parsed.type == OverrideType.DEL:
+            mistakes.append(f"{word}: a saved configuration takes single values only, like method.lr=0.1")
+            continue
+        *path, leaf = key.split(".")
+        block: Any = changed
+        for part in path:
+            block = block.get(part) if isinstance(block, dict) else None
+        if isinstance(block, dict):
+            block[leaf] = parsed.value()
+        else:
+            mistakes.append(f"{key}: unknown key")
+    if mistakes:
+        raise ConfigError(mistakes)
+    return changed
 
 
 # --- errors -------------------------------------------------------------------------------------------------------

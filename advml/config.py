@@ -25,6 +25,7 @@ CountInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 CountFloat = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, lt=1)]
+FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
 Class = TypeVar("Class")
 
 
@@ -55,7 +56,7 @@ class Limits:
 class SweepSettings:
     """How the jobs of a sweep are carried out; of no matter to a single run."""
 
-    name: Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")] | None
+    name: FolderName | None
     jobs: PositiveInt
     fail_fast: bool
     seconds: PositiveFloat | None
@@ -76,6 +77,7 @@ class RunSettings:
     limits: Limits
     progress: Literal["auto", "rich", "plain", "off"]
     figures: bool
+    baselines: Mapping[FolderName, tuple[str, ...]]
     tracker: Literal["none", "tensorboard", "mlflow"]
     tracker_uri: str | None
     outputs: str
@@ -241,9 +243,9 @@ def _value_at(values: Any, path: tuple[int | str, ...]) -> Any:
 
 
 def _settings_at(cls: Any, path: tuple[int | str, ...]) -> Any:
-    """The settings class of a nested block."""
+    """The settings class of a nested block; in a mapping of names to blocks, that of each."""
     for part in path:
-        hint = get_type_hints(cls)[str(part)]
+        hint = get_type_hints(cls).get(str(part), cls)
         cls = next((option for option in (hint, *get_args(hint)) if is_dataclass(option)), hint)
     return cls
 

@@ -19,8 +19,9 @@ from typing import Any
 
 def main(arguments: Sequence[str]) -> int:
     """Run again, compare."""
-    from advml.commands.saved import complete, with_overrides
+    from advml.commands.saved import complete
     from advml.commands.show import show_outcome
+    from advml.compose import with_overrides
     from advml.config import bind
     from advml.errors import ConfigError
     from advml.runner.environment import differences

@@ -8,33 +8,39 @@ those of a run that was never stopped: same threads, same precision, same kind o
   advml resume outputs/ewc/digits/20261120-141502-9f3a limits.seconds=null    without one
 
 Only keys that do not change what is computed may be given: limits.*, progress, figures, checkpoint_seconds, data_dir,
-download, tracker, tracker_uri. A completed run is left as it is.
+download, tracker, tracker_uri, baselines. A completed run is left as it is; baselines that it lacks are run.
 Exit code: 0 done, 1 failed, 2 wrong command or folder, 130 interrupted.
 """
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 
 def main(arguments: Sequence[str]) -> int:
     """Read the run's configuration, bring it up to date, go on."""
-    from advml.commands.saved import allowed, complete, with_overrides
-    from advml.commands.show import show_outcome
+    from advml.commands.baselines import with_baselines
+    from advml.commands.saved import allowed, complete
+    from advml.compose import with_overrides
     from advml.config import bind
     from advml.errors import ConfigError
+    from advml.runner.baselines import completed, plan
     from advml.runner.folder import RunFolder
-    from advml.runner.run import resume
+    from advml.runner.run import Asked, Outcome, resume
 
     if not arguments or "=" in arguments[0]:
         raise ConfigError("resume: name the run folder: advml resume RUN (see: advml list runs)")
     folder = RunFolder.open(arguments[0])
     overrides = allowed(arguments[1:])
     tree = with_overrides(complete(folder), overrides)
+    bound = bind(tree)
+    planned = plan(tree)
+    asked = Asked(shlex.join(["advml", "resume", *arguments]), overrides)
     status = folder.status()
     if status["state"] == "completed" and not (folder.result().get("stopped_by") and overrides):
-        print(f"already completed at step {status['step']}\n{folder.path}")
-        return 0
-    outcome = resume(folder, bind(tree))
-    show_outcome(outcome)
-    return outcome.exit_code
+        if len(completed(folder.path, planned)) == len(planned):
+            print(f"already completed at step {status['step']}\n{folder.path}")
+            return 0
+        return with_baselines(Outcome(folder, "completed"), planned, asked)
+    return with_baselines(resume(folder, bound), planned, asked)

@@ -7,6 +7,7 @@ Runs one experiment and leaves a run folder: outputs/<method>/<dataset>/<time>-<
   advml run dataset=iris model=linear method.lr=0.1  any method x any data set x any model
   advml run experiment=ewc_split_mnist seed=1        a published setting
   advml run -m seed=0,1,2 method.lr=0.1,0.01         all combinations: the same as advml sweep
+  advml run method=ewc baselines=off                 without the runs that a method lists to be compared with
   advml run --cfg job                                show the configuration only (also: advml config)
   advml run limits.seconds=60                        stop after a minute of training
   advml run --config-dir my_configs method=mine      with configuration files of your own
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str]) -> int:
     """Compose with Hydra, bind, run, show the result."""
-    from advml.compose import as_tree, separate, through_hydra
+    from advml.compose import as_tree, config_dirs, separate, through_hydra
 
     options, overrides = separate(arguments)
     if "-m" in options or "--multirun" in options:
@@ -38,18 +39,21 @@ def main(arguments: Sequence[str]) -> int:
         return sweep.main([word for word in arguments if word not in ("-m", "--multirun")])
     if "-sc" in options or "--shell-completion" in options:
         os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace("advml run ", "advml ", 1)
+    dirs = [word for folder in config_dirs(options) for word in ("--config-dir", str(folder))]  # not: --cfg job
     command = shlex.join(["advml", "run", *arguments])
 
     def job(config: DictConfig) -> int:
         from hydra.core.hydra_config import HydraConfig
 
-        from advml.commands.show import show_outcome
+        from advml.commands.baselines import with_baselines
         from advml.config import bind
+        from advml.runner.baselines import plan
         from advml.runner.run import Asked, start
 
         choices = {str(group): str(choice) for group, choice in HydraConfig.get().runtime.choices.items()}
-        outcome = start(bind(as_tree(config)), Asked(command, overrides, choices))
-        show_outcome(outcome)
-        return outcome.exit_code
+        tree, asked = as_tree(config), Asked(command, overrides, choices)
+        bound = bind(tree)
+        planned = plan(tree, dirs)
+        return with_baselines(start(bound, asked), planned, asked)
 
     return through_hydra(job, arguments)

@@ -133,7 +133,8 @@ def _show(asked: Asked) -> int:
         console.print(f"  {title:<9}{text}", markup=False, soft_wrap=True)
     if (folder / "result.json").exists():
         try:
-            show_result(folder.result())
+            beside = sorted(folder.path.glob("baselines/*/result.json"))
+            show_result(folder.result(), {one.parent.name: RunFolder(one.parent).result() for one in beside})
         except (AdvmlError, KeyError, TypeError, ValueError, AttributeError):
             print("  result.json: damaged")
     total = 0

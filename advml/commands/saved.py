@@ -1,4 +1,4 @@
-"""Saved configurations: read back, completed with keys born since, changed by overrides."""
+"""Saved configurations: read back, completed with keys born since; what a resumed run may be given anew."""
 
 from __future__ import annotations
 
@@ -6,10 +6,6 @@ import copy
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import OverrideType
-from hydra.errors import HydraException
 
 from advml.compose import compose
 from advml.config import GROUPS
@@ -54,36 +50,6 @@ def _fill(saved: dict[str, Any], today: Mapping[str, Any], prefix: str) -> list[
 
 def _same_block(left: Any, right: Any) -> bool:
     return isinstance(left, dict) and isinstance(right, Mapping) and left.get("name") == right.get("name")
-
-
-def with_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """A copy of `tree` with `key=value` words applied.
-
-    Raises ConfigError for words that are none, and for group choices: a saved configuration holds values, no choices.
-    """
-    changed = copy.deepcopy(dict(tree))
-    mistakes = []
-    for word in overrides:
-        try:
-            parsed = OverridesParser.create().parse_override(word)
-        except HydraException:
-            mistakes.append(f"{word}: not an override; write key=value")
-            continue
-        key = parsed.key_or_group
-        if key in GROUPS or parsed.is_sweep_override() or parsed.type == OverrideType.DEL:
-            mistakes.append(f"{word}: a saved configuration takes single values only, like method.lr=0.1")
-            continue
-        *path, leaf = key.split(".")
-        block: Any = changed
-        for part in path:
-            block = block.get(part) if isinstance(block, dict) else None
-        if isinstance(block, dict):
-            block[leaf] = parsed.value()
-        else:
-            mistakes.append(f"{key}: unknown key")
-    if mistakes:
-        raise ConfigError(mistakes)
-    return changed
 
 
 def allowed(overrides: Sequence[str]) -> Sequence[str]:

@@ -13,25 +13,32 @@ if TYPE_CHECKING:
     from advml.runner.run import Outcome
 
 
-def show_outcome(outcome: Outcome) -> None:
-    """The result table of a completed run, or the one line that says why there is none; the folder comes last."""
+def show_outcome(outcome: Outcome, baselines: Mapping[str, Mapping[str, Any]] = {}) -> None:
+    """The result table of a completed run, or the one line that says why there is none; the folder comes last.
+
+    `baselines`: name → result of each run beside it.
+    """
     if outcome.state == "completed":
-        show_result(outcome.folder.result())
+        show_result(outcome.folder.result(), baselines)
     elif outcome.message:
         print(f"advml: {outcome.message}", file=sys.stderr)
     print(outcome.folder.path)
 
 
-def show_result(result: Mapping[str, Any]) -> None:
-    """Objective first, then test metrics, budget, parameters and seconds."""
+def show_result(result: Mapping[str, Any], baselines: Mapping[str, Mapping[str, Any]] = {}) -> None:
+    """Objective first, then test metrics, budget, parameters and seconds; a column for each baseline's last state."""
     table = Table(title=f"{result['method']} on {result['dataset']}, seed {result['seed']}", title_justify="left")
     best = result["best"]
     table.add_column("")
     table.add_column("last state", justify="right")
     if best:
-        table.add_column(f"best state (step {best['step']})", justify="right")
+        table.add_column(f"best state\n(step {best['step']})", justify="right")
+    beside = []
+    for name, other in baselines.items():
+        table.add_column(f"baseline\n{name}", justify="right")
+        beside.append({row: last for row, last, _ in _rows(other)})
     for name, last, of_best in _rows(result):
-        table.add_row(name, last, *([of_best] if best else []))
+        table.add_row(name, last, *([of_best] if best else []), *(column.get(name, "") for column in beside))
     Console().print(table)
     if result["stopped_by"]:
         print(f"stopped early: {result['stopped_by']}")
@@ -44,6 +51,8 @@ def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     for name, value in result["metrics"]["test"].items():
         yield f"test {name}", _number(value), _number(best.get("test", {}).get(name))
     for name, value in result["summary"].items():
+        if name.removeprefix("test_") in result["metrics"]["test"]:
+            continue  # the same number
         yield name, _number(value), ""
     for name, value in result["budget"].items():
         if value is not None:

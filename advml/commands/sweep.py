@@ -19,6 +19,7 @@ and save. Exit code: 0 all completed, 1 some are not, 2 wrong configuration, 130
 
 from __future__ import annotations
 
+import re
 import shlex
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -36,9 +37,12 @@ ASKING = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "-sc", "--
 def main(arguments: Sequence[str]) -> int:
     """Check all jobs, run them through Hydra's sweeper and launcher, show how each ended."""
     from advml.compose import config_dirs, forced, run_hydra, separate
+    from advml.errors import ConfigError
 
     options, overrides = separate(arguments)
-    prepared = forced(overrides, config_dirs(options), several=True)
+    if any(re.match(r"[+~]*baselines\b", word) and word != "baselines=off" for word in overrides):
+        raise ConfigError("baselines: a sweep has none; make them jobs of it: method=ewc,finetune,joint")
+    prepared = [*forced(overrides, config_dirs(options), several=True), "++baselines=off"]
     if any(option in ASKING for option in options):  # questions to Hydra, which runs nothing
         run_hydra(lambda config: None, options, prepared)
         return 0

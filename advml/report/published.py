@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
@@ -79,11 +80,19 @@ def _row(study: Study, row: str, runs: Sequence[Run]) -> dict[str, Any]:
                 **{name: values[place] for name, values in scaled.items()},
                 "numbers": dict(run.numbers),
                 "identity": run.result["identity"],
-                "tables": {name: read_csv(run.folder / f"artifacts/{name}.csv") for name in study.asked.tables},
+                "tables": {name: _table(run.folder / f"artifacts/{name}.csv") for name in study.asked.tables},
             }
             for place, run in enumerate(runs)
         ],
     }
+
+
+def _table(path: Path) -> list[list[str]]:
+    try:
+        return read_csv(path)
+    except OSError as error:
+        there = ", ".join(sorted(one.stem for one in path.parent.glob("*.csv"))) or "none"
+        raise AdvmlError(f"{path}: {error.strerror}; the tables of this run: {there}") from None
 
 
 def _names(study: Study) -> tuple[str, ...]:
@@ -167,8 +176,8 @@ def difference_grid(said: Mapping[str, Any]) -> Grid | None:
 
 def notes(said: Mapping[str, Any]) -> Iterator[str]:
     """What must be known to read the tables, one sentence each."""
-    if said["changed"]:
-        yield f"Not the published setting: changed by {', '.join(said['changed'])}."
+    if changed := [word for word in said["changed"] if not word.startswith("device=")]:
+        yield f"Not the published setting: changed by {', '.join(changed)}."
     if len(said["seeds"]) > 1:
         yield f"Mean ± half of the 95 % t-interval over {len(said['seeds'])} seeds."
     if len(said["seeds"]) == 3:

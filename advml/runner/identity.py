@@ -9,12 +9,13 @@ from typing import Any
 
 INDIFFERENT = (
     "progress", "outputs", "data_dir", "download", "figures", "checkpoint_seconds", "threads", "sweep", "tracker",
-    "tracker_uri",
+    "tracker_uri", "baselines",
 )  # fmt: skip
 """Keys of a run that do not change what it computes. Threads do change bits, but not the experiment."""
 
 FREE_TO_CHANGE = (
     "limits", "progress", "figures", "checkpoint_seconds", "data_dir", "download", "tracker", "tracker_uri",
+    "baselines",
 )  # fmt: skip
 """Keys that a resumed run may be given anew: with any value of theirs its records go on as they began."""
 

@@ -1,5 +1,5 @@
 """Jobs: runs whose folder is known before they begin, so that asking again finds them. Sweeps and studies are made of
-them, and the baselines of a method.
+them, and the baselines of a run.
 """
 
 from __future__ import annotations

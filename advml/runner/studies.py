@@ -105,7 +105,7 @@ def plan(name: str, arguments: Sequence[str]) -> Study:
         for seed in seeds:
             typed = [*asked.settings, *of.run, *words, f"seed={seed}"]
             try:
-                tree, choices = compose([*options, *typed])
+                tree, choices = compose([*options, *typed, "baselines=off"])
                 bound = bind(tree)
                 check_fit(bound)
                 resolve_device(bound.run.device)

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from conftest import QUIET, TINY
 
-from advml.commands.saved import with_overrides
+from advml.compose import with_overrides
 from advml.errors import AdvmlError, ConfigError
 from advml.runner import inventory
 from advml.runner.folder import RunFolder, find

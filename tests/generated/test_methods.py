@@ -18,8 +18,7 @@ import yaml
 from runs import assert_same_run, assert_same_state, load
 
 from advml import registry
-from advml.commands.saved import with_overrides
-from advml.compose import compose
+from advml.compose import compose, with_overrides
 from advml.config import bind
 from advml.contracts import Method
 from advml.roots import config_root, members

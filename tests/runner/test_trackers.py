@@ -190,7 +190,8 @@ class TestTracker:
 
     def test_one_that_fails_from_the_start(self, memory, run_cli, tiny):
         memory.failing = True
-        said = run_cli("run", "dataset=iris", "method.epochs=1", "tracker=tensorboard", "progress=off", "figures=false")
+        words = ("dataset=iris", "method.epochs=1", "progress=off", "figures=false", "baselines=off")
+        said = run_cli("run", *words, "tracker=tensorboard")
         assert (said.code, said.err.count("\n")) == (0, 1)
         assert memory.points == []
 

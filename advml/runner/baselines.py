@@ -1,0 +1,80 @@
+"""The baselines of a run: ordinary runs in RUN/baselines/NAME that differ from it in a few words.
+
+A baseline is listed by overrides, as in `finetune: [method=finetune]`. Everything else is the run's: seed, data,
+limits and, where another method is chosen, the settings that both methods have. Another model comes with its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from advml.compose import compose, with_overrides
+from advml.config import GROUPS, bind
+from advml.errors import ConfigError
+from advml.runner.fit import check_fit
+from advml.runner.folder import RunFolder
+from advml.runner.identity import identity
+from advml.runner.jobs import Ended, Job, finished, here
+from advml.runner.pool import Watcher
+from advml.runner.run import Asked
+
+
+def plan(tree: Mapping[str, Any], options: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+    """Name → configuration of each baseline of the run with the configuration `tree`, checked.
+
+    `options`: --config-dir and its folder. One that would be the run itself is left out. Raises ConfigError with the
+    mistakes of all.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    mistakes = []
+    for name, words in tree["baselines"].items():
+        try:
+            changed = _changed(tree, words, options)
+            check_fit(bind(changed))
+        except ConfigError as error:
+            mistakes += [f"baselines.{name}: {one}; change it, or run with baselines=off" for one in error.mistakes]
+        else:
+            if identity(changed) != identity(tree):
+                found[name] = changed
+    if mistakes:
+        raise ConfigError(mistakes)
+    return found
+
+
+def carry_out(
+    run: Path, planned: Mapping[str, Mapping[str, Any]], asked: Asked, watcher: Watcher | None = None
+) -> list[Ended]:
+    """Bring each baseline of the run in the folder `run` to its end; how each ended. What is finished is left alone."""
+    ends = []
+    for name, tree in planned.items():
+        job = Job(f"baseline {name}", run / "baselines" / name, tree, asked)
+        if finished(RunFolder(job.folder), tree):
+            continue
+        ends.append(here(job))
+        if watcher is not None:
+            watcher.ended(ends[-1])
+        if ends[-1].state == "interrupted":
+            break
+    return ends
+
+
+def completed(run: Path, planned: Mapping[str, Mapping[str, Any]]) -> dict[str, RunFolder]:
+    """The folders of the baselines that are completed, by name."""
+    folders = {name: RunFolder(run / "baselines" / name) for name in planned}
+    return {name: folder for name, folder in folders.items() if finished(folder, planned[name])}
+
+
+def _changed(tree: Mapping[str, Any], words: Sequence[str], options: Sequence[str]) -> dict[str, Any]:
+    """The run's configuration with the baseline's choices and values."""
+    choices = [word for word in words if word.partition("=")[0] in GROUPS]
+    changed = {**tree, "baselines": {}}
+    composed, _ = compose([*options, *choices])
+    for word in choices:
+        group = word.partition("=")[0]
+        changed[group] = dict(composed[group])
+        if group == "method":
+            ours = tree["method"]
+            changed[group] |= {key: ours[key] for key in composed[group] if key in ours and key != "name"}
+    return with_overrides(changed, [word for word in words if word not in choices])

@@ -1,0 +1,48 @@
+"""Tables and pictures in docs/ from docs/results/*.json: `python docs/generate.py`; --check compares tables only.
+
+A page says where a table belongs, by two comments around it: `<!-- study NAME -->` and `<!-- end -->`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+from advml.report.published import as_markdown, pictures
+
+DOCS = Path(__file__).resolve().parent
+PLACE = re.compile(r"(<!-- study (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def filled(page: str) -> str:
+    """A page with each table as its document says it."""
+
+    def table(found: re.Match[str]) -> str:
+        said = json.loads((DOCS / f"results/{found[2]}.json").read_text())
+        return f"{found[1]}\n{as_markdown(said)}\n{found[3]}"
+
+    return PLACE.sub(table, page)
+
+
+def main() -> int:
+    """Exit code 1 if --check finds a table that its document does not say."""
+    pages = {path: path.read_text() for path in sorted(DOCS.glob("*.md"))}
+    stale = [path for path, text in pages.items() if filled(text) != text]
+    if "--check" in sys.argv[1:]:
+        for path in stale:
+            print(f"{path}: not what docs/results says; run python docs/generate.py", file=sys.stderr)
+        return 1 if stale else 0
+    for path in stale:
+        path.write_text(filled(pages[path]))
+        print(path)
+    for document in sorted(DOCS.glob("results/*.json")):
+        for name, picture in pictures(json.loads(document.read_text())).items():
+            (DOCS / f"pictures/{name}.png").write_bytes(picture["png"])
+            print(DOCS / f"pictures/{name}.png")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,169 @@
+"""Studies: their files read, their runs planned; and `advml study` with real runs, killed and repeated."""
+
+import json
+import signal
+import time
+
+import pytest
+
+from advml.errors import ConfigError
+from advml.roots import config_root, members
+from advml.runner.folder import RunFolder
+from advml.runner.studies import plan, read
+
+TINY = ("threads=1", "progress=off", "figures=false")
+STUDY = """\
+# Two networks on iris.
+title: Two networks on iris
+source: nobody 2020
+hypothesis: a hidden layer helps
+chosen: nothing was
+budget: two epochs
+metric: test/accuracy
+scale: 100
+unit: "%"
+also: [test/loss]
+tables: [confusion_matrix]
+against: linear
+seeds: [0, 1, 2]
+settings: [dataset=iris, method.epochs=2]
+rows:
+  linear: {run: [model=linear], reported: 90.0}
+  mlp: {run: [model=mlp, "model.hidden=[8]"]}
+"""
+
+
+@pytest.fixture
+def studied(inside, monkeypatch):
+    """studied(text): a study `mine` in a folder of configurations of one's own."""
+    (inside / "own/study").mkdir(parents=True)
+    monkeypatch.setenv("ADVML_CONFIG_PATH", str(inside / "own"))
+
+    def written(text=STUDY):
+        (inside / "own/study/mine.yaml").write_text(text)
+
+    written()
+    return written
+
+
+class TestRead:
+    @pytest.mark.parametrize("name", sorted(members("study", [config_root()])))
+    def test_all_that_is_shipped(self, name, inside):
+        study = plan(name, [])
+        assert len(study.every_job) == len(study.asked.rows) * len(study.asked.seeds)
+        assert len({job.folder for job in study.every_job}) == len(study.every_job)
+
+    @pytest.mark.parametrize(("old", "new", "said"), [
+        ("metric: test/accuracy\n", "", "study mine: metric: must be given"),
+        ("seeds: [0, 1, 2]", "seeds: [0, 0]", "study mine: seeds: one of them is there twice"),
+        ("seeds: [0, 1, 2]", "seeds: []", "study mine: seeds: must be"),
+        ("against: linear", "against: lineer", "against: no row is called lineer; did you mean linear?"),
+        ("unit:", "units:", "study mine: units: unknown key; did you mean study mine: unit?"),
+        ("rows:", "rows: 3\nx:", "study mine: rows: must be"),
+        ("{run: [model=linear]", "{runs: [model=linear]", "runs: unknown key"),
+        (STUDY, "- 1", "holds no study"),
+        (STUDY, "a: [", "cannot be read"),
+    ])  # fmt: skip
+    def test_mistakes(self, old, new, said, studied):
+        studied(STUDY.replace(old, new))
+        with pytest.raises(ConfigError, match=r".") as caught:
+            read("mine")
+        assert said in str(caught.value)
+
+    def test_unknown(self, inside):
+        with pytest.raises(ConfigError, match="study split_mnits: unknown study; did you mean split_mnist"):
+            read("split_mnits")
+
+
+class TestPlan:
+    def test_rows_times_seeds_row_by_row_within_a_seed(self, studied):
+        study = plan("mine", [])
+        assert [job.name for job in study.every_job] == [
+            f"{row}, seed {seed}" for seed in (0, 1, 2) for row in ("linear", "mlp")
+        ]
+        assert all(job.tree["baselines"] == {} for job in study.every_job)
+        assert (study.changed, study.command) == ((), "advml study mine")
+        assert study.folder.parts[-3:] == ("outputs", "studies", "mine")
+
+    def test_what_changes_no_result_changes_no_folder(self, studied, inside):
+        study = plan("mine", ["sweep.jobs=2", "data_dir=/x", "progress=off", "threads=1"])
+        assert (study.folder.name, study.command) == ("mine", "advml study mine")
+
+    def test_what_changes_results_has_a_folder_of_its_own_and_says_so(self, studied):
+        study = plan("mine", ["method.epochs=1", "seed=4,5"])
+        assert study.folder.name.startswith("mine-")
+        assert study.changed == ("method.epochs=1",)
+        assert study.command == "advml study mine method.epochs=1 seed=4,5"
+        assert [job.tree["seed"] for job in study.every_job] == [4, 4, 5, 5]
+
+    @pytest.mark.parametrize("words", [["seed=x"], ["seed=1,1"], ["sweep.name=a"], ["method.epoch=1"], ["epochs"]])
+    def test_mistakes(self, words, studied):
+        with pytest.raises(ConfigError) as caught:
+            plan("mine", words)
+        assert len(caught.value.mistakes) == 1
+
+
+class TestStudy:
+    def test_run_written_repeated(self, studied, run_cli, inside):
+        said = run_cli("study", "mine", *TINY, "out=res")
+        assert said.code == 0, said.err
+        assert said.last == str(inside / "outputs/studies/mine")
+        document = json.loads((inside / "res/mine.json").read_text())
+        assert document == json.loads((inside / "outputs/studies/mine/study.json").read_text())
+        assert document["rows"]["linear"]["reported"] == 90.0
+        assert [run["seed"] for run in document["rows"]["mlp"]["runs"]] == [0, 1, 2]
+        for row in document["rows"].values():
+            values = [100 * run["numbers"]["test/accuracy"] for run in row["runs"]]
+            assert row["test/accuracy"]["mean"] == pytest.approx(sum(values) / 3)
+            assert row["runs"][0]["tables"]["confusion_matrix"][0]
+        assert (inside / "outputs/studies/mine/figures/mine.png").stat().st_size > 5000
+        files = {path: path.stat().st_mtime_ns for path in inside.glob("outputs/studies/mine/*/result.json")}
+        assert len(files) == 6
+        assert run_cli("study", "mine", *TINY, "sweep.jobs=2").code == 0
+        assert {path: path.stat().st_mtime_ns for path in inside.glob("outputs/studies/mine/*/result.json")} == files
+
+    def test_killed_and_repeated(self, studied, forks, inside):
+        words = ("study", "mine", "--config-dir", "own", *TINY, "checkpoint_seconds=0", "seed=0,1")
+        died = forks.run("cli", *words, cwd=inside, fault={"kind": "die", "point": "last.pt: renamed", "nth": 3})
+        assert died.code == 9, died.err
+        ended = forks.run("cli", *words, cwd=inside)
+        assert ended.code == 0, ended.err
+        runs = [RunFolder.open(path.parent) for path in inside.glob("outputs/studies/mine/*/config.yaml")]
+        assert sorted(run.status()["attempt"] for run in runs) == [1, 1, 1, 2]
+
+    def test_a_run_that_fails_gives_no_document(self, studied, run_cli, inside):
+        said = run_cli("study", "mine", *TINY, "method.lr=1e30", "method.optimiser=sgd", "out=res")
+        assert said.code == 1
+        assert "mlp, seed 0: failed, " in said.err
+        assert not (inside / "res").exists()
+
+    def test_ctrl_c(self, studied, forks, inside):
+        words = ("study", "mine", "--config-dir", "own", *TINY, "checkpoint_seconds=0", "method.epochs=20000")
+        process = forks.start("cli", *words, cwd=inside)
+        end = time.monotonic() + 60
+        while not list(inside.glob("outputs/studies/*/*/checkpoints/last.pt")):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        process.send(signal.SIGINT)
+        ended = process.wait()
+        assert ended.code == 130
+        assert "linear, seed 0: interrupted" in ended.err
+        assert "not started" in ended.out
+
+    @pytest.mark.parametrize(("words", "said"), [
+        (("mien",), "study mien: unknown study; did you mean mine?"),
+        (("seed=0",), "study: name the study first"),
+        (("mine", "out="), "out=: name a folder"),
+        (("mine", "metod.lr=1"), "metod"),
+    ])  # fmt: skip
+    def test_wrong_commands(self, words, said, studied, run_cli, inside):
+        answer = run_cli("study", *words)
+        assert (answer.code, answer.err.count("\n")) == (2, 1)
+        assert said in answer.err
+        assert not (inside / "outputs").exists()
+
+    def test_without_a_name_the_studies_there_are(self, studied, run_cli):
+        said = run_cli("study")
+        assert said.code == 0
+        assert "Two networks on iris." in said.out
+        assert "split_mnist" in said.out
