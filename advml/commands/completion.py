@@ -22,7 +22,7 @@ _advml() {{
             local line="${{COMP_LINE/advml sweep /advml run }}"
             COMPREPLY=($(COMP_LINE="$line" COMP_POINT="$COMP_POINT" advml run -sc query=bash 2>/dev/null))
             compopt -o nospace ;;
-        list) COMPREPLY=($(compgen -W "methods datasets views models experiments runs" -- "$current")) ;;
+        list) COMPREPLY=($(compgen -W "methods datasets views models experiments searches runs" -- "$current")) ;;
         data) COMPREPLY=($(compgen -W "list download verify" -- "$current")) ;;
         *) COMPREPLY=($(compgen -o dirnames -- "$current")) ;;
     esac
