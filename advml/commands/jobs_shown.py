@@ -17,7 +17,8 @@ from rich.text import Text
 from advml.runner.jobs import Ended, Job
 
 STYLES = {
-    "completed": "green", "pruned": "green", "failed": "red", "killed": "red", "interrupted": "yellow", "crashed": "red",
+    "completed": "green", "pruned": "green", "failed": "red", "killed": "red", "crashed": "red",
+    "interrupted": "yellow",
 }  # fmt: skip
 
 

@@ -52,7 +52,7 @@ def plan_search(
     fixed, mistakes = single_words(every)
     dimensions = _dimensions(every, mistakes)
     if not dimensions and not mistakes:
-        mistakes.append("sweep.sampler: nothing to search; name a sweep.space (advml list searches), or give a key values")
+        mistakes.append("sweep.sampler: nothing to search; give a key several values, or sweep.space (advml list searches)")
     if mistakes:
         raise ConfigError(mistakes)
     points = len(grid(dimensions)) if settings.sampler == "grid" else None

@@ -108,7 +108,7 @@ def grid(dimensions: Sequence[Dimension]) -> list[tuple[str, ...]]:
     points = {one.key: one.points() for one in dimensions}
     if endless := [key for key, values in points.items() if values is None]:
         raise ConfigError(
-            f"{key}: an interval has no grid; write choice(...) or range(...), or use another sampler" for key in endless
+            f"{key}: an interval has no grid; write choice(...), range(...) or another sampler" for key in endless
         )
     return list(product(*(values for values in points.values() if values is not None)))
 
