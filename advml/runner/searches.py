@@ -52,7 +52,8 @@ def plan_search(
     fixed, mistakes = single_words(every)
     dimensions = _dimensions(every, mistakes)
     if not dimensions and not mistakes:
-        mistakes.append("sweep.sampler: nothing to search; give a key several values, or sweep.space (advml list searches)")
+        hint = "give a key several values, or choose a sweep.space (see: advml list searches)"
+        mistakes.append(f"sweep.sampler: nothing to search; {hint}")
     if mistakes:
         raise ConfigError(mistakes)
     points = len(grid(dimensions)) if settings.sampler == "grid" else None
