@@ -15,7 +15,7 @@ from advml.report.metrics import Metric, interval_of
 from advml.report.tables import labelled_groups
 from advml.runner.observers import was_pruned
 
-DECADES = 1.0  # positive numbers that span more powers of ten than this are shown and judged on a log scale
+SPAN = 8  # positive numbers whose largest is so many times the smallest are shown and judged on a log scale
 ENOUGH = 8  # configurations below which importance would be noise
 FOLDS, SHUFFLES, TREES = 5, 10, 200
 Matrix = NDArray[np.float64]
@@ -70,7 +70,7 @@ def axis_of(key: str, values: Sequence[Any]) -> Axis | None:
     if all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
         numbers = np.array(values, dtype=float)
         low, high = numbers.min(), numbers.max()
-        return Axis(key, numbers, log=bool(low > 0 and np.log10(high / low) > DECADES))
+        return Axis(key, numbers, log=bool(low > 0 and high / low >= SPAN))
     places = {shown(value): place for place, value in enumerate(sorted(set(map(_text, values)), key=ordered))}
     return Axis(key, np.array([places[shown(_text(value))] for value in values], dtype=float), labels=tuple(places))
 

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import Colormap, ListedColormap, LogNorm, Normalize
+from matplotlib.colors import Colormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, withStroke
 from matplotlib.ticker import LogLocator, MaxNLocator
@@ -19,7 +19,7 @@ from advml.report.metrics import Metric, axis_title
 from advml.runner import figures
 
 SPREAD = 0.05  # of an axis: how far lines through the same choice are drawn apart
-TICKS, LABELS = 5, 12  # on an axis: of numbers, of choices
+TICKS, FEW, LABELS = 5, 6, 12  # on an axis: of many numbers, of few (each has its own), of choices
 BOX = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
 
 
@@ -33,9 +33,8 @@ def draw_parallel(found: Landscape, metric: Metric) -> Picture:
     rank[order] = np.linspace(-1, 1, len(order)) if len(order) > 1 else 0
     heights = np.column_stack([_heights(axis, rank) for axis in axes_of])
     full = [place for place in order if not found.pruned[place]]
-    low, high = float(found.results.min()), float(found.results.max())
-    norm = (LogNorm if last.log else Normalize)(low, high if high > low else low + 1)
-    colours = _colours(reverse=metric.mode != "min")
+    colours = _colours()
+    shade = ranks(goodness)  # a few hopeless ones would otherwise make all others look alike
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(1.6 + 1.5 * len(axes_of), 4.2), layout="constrained")
         axes = figure.add_subplot()
@@ -44,22 +43,25 @@ def draw_parallel(found: Landscape, metric: Metric) -> Picture:
             if found.pruned[number]:
                 axes.plot(places, heights[number], color="#777777", linewidth=0.8, linestyle=(0, (3, 2)), alpha=0.7)
         for number in full:
-            colour = colours(norm(found.results[number]))
-            axes.plot(places, heights[number], color=colour, linewidth=1.1, alpha=0.9)
+            axes.plot(places, heights[number], color=colours(shade[number]), linewidth=1.1, alpha=0.9)
         if full and metric.mode is not None:
-            axes.plot(places, heights[full[-1]], color=colours(norm(found.results[full[-1]])), linewidth=3.2, zorder=5,
-                      path_effects=[withStroke(linewidth=5, foreground="black"), Normal()])  # fmt: skip
+            axes.plot(places, heights[full[-1]], color=colours(1.0), linewidth=3, zorder=5,
+                      path_effects=[withStroke(linewidth=4.5, foreground="white"), Normal()])  # fmt: skip
         for place, axis in enumerate(axes_of):
-            _scale(axes, place, axis)
-        axes.set_xlim(-0.45, len(axes_of) - 0.85)
-        axes.set_ylim(-0.04, 1.04)
+            _scale(axes, place, axis, right=axis is last)
+        axes.set_xlim(-0.45, len(axes_of) - 0.6)
+        axes.set_ylim(-0.07, 1.07)
         axes.set_yticks([])
         axes.set_xticks(places, [_title(axis.key) for axis in axes_of])
         axes.xaxis.tick_top()
         axes.tick_params(axis="x", length=0)
         for spine in axes.spines.values():
             spine.set_visible(False)
-        figure.colorbar(ScalarMappable(norm, colours), ax=axes, label=axis_title(metric.name), fraction=0.04, pad=0.01)
+        bar = figure.colorbar(ScalarMappable(Normalize(0, 1), colours), ax=axes, fraction=0.04, pad=0.01,
+                              label=f"{axis_title(metric.name)}\ncoloured by rank")  # fmt: skip
+        quarters = np.linspace(0, 1, 5)
+        values = np.quantile(goodness, quarters) * (-1 if metric.mode == "min" else 1)
+        bar.set_ticks(list(quarters), labels=[f"{value:.3g}" for value in values])
         caption(figure, found.groups, _about(found, metric))
         return figures.rendered(figure)
 
@@ -97,6 +99,14 @@ def draw_importance(found: Landscape, metric: Metric) -> Picture | None:
 # --- parts --------------------------------------------------------------------------------------------------------
 
 
+def ranks(values: Matrix) -> Matrix:
+    """The place of each value among all, from 0 (lowest) to 1; equal values share the mean of their places."""
+    _, which, counts = np.unique(values, return_inverse=True, return_counts=True)
+    places = np.cumsum(counts) - (counts + 1) / 2
+    shared: Matrix = places[which] / max(1, len(values) - 1)
+    return shared
+
+
 def _heights(axis: Axis, rank: Matrix) -> Matrix:
     """Where the lines cross an axis, from 0 to 1; those through the same choice a little apart, the better above."""
     scaled = axis.scaled
@@ -105,7 +115,7 @@ def _heights(axis: Axis, rank: Matrix) -> Matrix:
     return heights + rank * min(SPREAD, 0.3 / len(axis.labels)) * 0.8 if axis.labels else heights
 
 
-def _scale(axes: Axes, place: int, axis: Axis) -> None:
+def _scale(axes: Axes, place: int, axis: Axis, right: bool) -> None:
     """The axis itself: a line, and what its heights mean."""
     axes.axvline(place, color="black", linewidth=1, zorder=3)
     low, high = float(axis.values.min()), float(axis.values.max())
@@ -114,14 +124,18 @@ def _scale(axes: Axes, place: int, axis: Axis) -> None:
         ticks = {float(number): label for number, label in enumerate(axis.labels) if number % step == 0}
     else:
         locator = LogLocator(numticks=TICKS) if axis.log else MaxNLocator(TICKS, steps=[1, 2, 2.5, 5, 10])
-        found = [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]
-        ticks = {tick: shown(round(tick, 12)) for tick in found or [low, high]}
+        few = np.unique(axis.values)
+        many = [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]
+        found = few.tolist() if len(few) <= FEW else many
+        ticks = {tick: shown(float(f"{tick:.6g}")) for tick in found or [low, high]}
     for value, label in ticks.items():
         at, bottom, top = np.log10([value, low, high]) if axis.log else (value, low, high)
         height = float((at - bottom) / (top - bottom)) if high > low else 0.5
-        axes.plot([place - 0.03, place], [height, height], color="black", linewidth=1, zorder=3)
+        side = 1 if right else -1
+        axes.plot([place, place + side * 0.03], [height, height], color="black", linewidth=1, zorder=3)
         text = label if len(label) <= 16 else f"{label[:15]}…"
-        axes.text(place - 0.05, height, text, ha="right", va="center", fontsize=8, bbox=BOX, zorder=6)
+        axes.text(place + side * 0.05, height, text, ha="left" if right else "right", va="center", fontsize=8, bbox=BOX,
+                  zorder=6)  # fmt: skip
 
 
 def _title(key: str) -> str:
@@ -130,10 +144,9 @@ def _title(key: str) -> str:
     return f"{block}{dot}\n{name}" if dot else f"\n{name}"
 
 
-def _colours(reverse: bool) -> Colormap:
-    """Cividis without its brightest third, which nobody sees on white; good results are dark, in grey too."""
-    samples = colormaps["cividis"](np.linspace(0, 0.82, 256))
-    return ListedColormap(samples[::-1] if reverse else samples)
+def _colours() -> Colormap:
+    """Cividis without its brightest end, which nobody sees on white; good results (1) are dark, in grey too."""
+    return ListedColormap(colormaps["cividis"](np.linspace(0.85, 0, 256)))
 
 
 def _about(found: Landscape, metric: Metric) -> str:
