@@ -57,7 +57,7 @@ def plan_search(
     if mistakes:
         raise ConfigError(mistakes)
     points = len(grid(dimensions)) if settings.sampler == "grid" else None
-    bound = _checked(fixed, dimensions, dirs)
+    bound = _checked(fixed, dimensions, dirs, settings.pruner)
     name = settings.name or _hash(options, words, dimensions, settings)
     folder = Path(bound.run.outputs).absolute() / "sweeps" / name
     sweep = Sweep(folder, settings, command, frozenset(map(_key, fixed)), None)
@@ -93,7 +93,7 @@ def _dimensions(prepared: Sequence[str], mistakes: list[str]) -> list[Dimension]
     return [found[key] for key in sorted(found)]
 
 
-def _checked(fixed: Sequence[str], dimensions: Sequence[Dimension], dirs: Sequence[Path]) -> Bound:
+def _checked(fixed: Sequence[str], dimensions: Sequence[Dimension], dirs: Sequence[Path], pruner: str) -> Bound:
     """Bind and fit the first values of all keys, then each other choice, or end of an interval, by itself."""
     first = {one.key: one.ends()[0] for one in dimensions}
     found: dict[str, None] = {}
@@ -104,6 +104,10 @@ def _checked(fixed: Sequence[str], dimensions: Sequence[Dimension], dirs: Sequen
             check_fit(one)
             resolve_device(one.run.device)
             bound = bound or one
+            ranked_by = getattr(one.method.cls, "objective", None)
+            if pruner != "none" and ranked_by is not None and not ranked_by.keep_best:
+                found[f"sweep.pruner={pruner}: not with method={one.method.name}, whose first values say nothing about "
+                      f"its last (they are of other tasks)"] = None  # fmt: skip
         except ConfigError as error:
             found.update(dict.fromkeys(error.mistakes))
     if found:

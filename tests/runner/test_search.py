@@ -37,8 +37,8 @@ def planned(*words, note=print):
 class TestSpaces:
     @pytest.mark.parametrize(("word", "expected"), [
         ("a=x,y", Dimension("a", "choice", ("x", "y"))),
-        ("a=1,2.5,null,true,1", Dimension("a", "choice", ("1", "2.5", "null", "true"))),
-        ("a=choice('a b',[1,2],{b:1})", Dimension("a", "choice", ("'a b'", "[1,2]", "{b:1}"))),
+        ("a=1,2.5,null,true,1", Dimension("a", "choice", ("1", "2.5", "null", "True"))),
+        ("a=choice(b,[1,2],{b:1})", Dimension("a", "choice", ("b", "[1,2]", "{b:1}"))),
         ("a=shuffle(x,y)", Dimension("a", "choice", ("x", "y"))),
         ("a=range(16,65,16)", Dimension("a", "int", (), 16, 64, 16)),
         ("a=range(10,0,-3)", Dimension("a", "int", (), 1, 10, 3)),
@@ -118,6 +118,11 @@ class TestPlan:
         words = ("sweep.sampler=grid", "method.lr=0.1,0.2,0.3", "method.batch_size=range(8,33,8)")
         assert planned(*words)[1].plan.trials == 12
         assert planned(*words, "sweep.trials=5")[1].plan.trials == 5
+
+    def test_nothing_is_pruned_by_the_tasks_it_began_with(self, inside):
+        words = ("sweep.sampler=tpe", "sweep.space=ewc", "dataset=digits", "model=mlp")
+        with pytest.raises(ConfigError, match=r"sweep\.pruner=asha: not with method=ewc, whose first values say nothing"):
+            planned(*words, "sweep.pruner=asha")
 
     def test_every_value_is_checked(self, inside):
         with pytest.raises(ConfigError) as caught:
