@@ -20,6 +20,7 @@ from advml.runner import figures
 
 SPREAD = 0.05  # of an axis: how far lines through the same choice are drawn apart
 TICKS, FEW, LABELS = 5, 6, 12  # on an axis: of many numbers, of few (each has its own), of choices
+GAP = 0.06  # of an axis: between two labels
 BOX = {"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.75}
 
 
@@ -124,10 +125,8 @@ def _scale(axes: Axes, place: int, axis: Axis, right: bool) -> None:
         ticks = {float(number): label for number, label in enumerate(axis.labels) if number % step == 0}
     else:
         locator = LogLocator(numticks=TICKS) if axis.log else MaxNLocator(TICKS, steps=[1, 2, 2.5, 5, 10])
-        few = np.unique(axis.values)
         many = [float(tick) for tick in locator.tick_values(low, high) if low <= tick <= high]
-        found = few.tolist() if len(few) <= FEW else many
-        ticks = {tick: shown(float(f"{tick:.6g}")) for tick in found or [low, high]}
+        ticks = {tick: shown(float(f"{tick:.6g}")) for tick in _few(axis) or many or [low, high]}
     for value, label in ticks.items():
         at, bottom, top = np.log10([value, low, high]) if axis.log else (value, low, high)
         height = float((at - bottom) / (top - bottom)) if high > low else 0.5
@@ -136,6 +135,15 @@ def _scale(axes: Axes, place: int, axis: Axis, right: bool) -> None:
         text = label if len(label) <= 16 else f"{label[:15]}…"
         axes.text(place + side * 0.05, height, text, ha="left" if right else "right", va="center", fontsize=8, bbox=BOX,
                   zorder=6)  # fmt: skip
+
+
+def _few(axis: Axis) -> list[float]:
+    """All values, where they are so few, short and far apart that each can be written at its place; otherwise none."""
+    values, scaled = np.unique(axis.values), np.unique(axis.scaled)
+    short = all(len(shown(float(value))) <= 6 for value in values)
+    if len(values) > FEW or not short or np.diff(scaled).min(initial=np.inf) < GAP * np.ptp(scaled):
+        return []
+    return [float(value) for value in values]
 
 
 def _title(key: str) -> str:

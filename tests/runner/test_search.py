@@ -106,13 +106,12 @@ class TestPlan:
         assert len(search.plan.dimensions) >= 3
 
     def test_the_folder(self, inside):
-        first = planned("sweep.sampler=tpe", *SPACE)[0].folder
+        space = SPACE[:2]
+        first = planned("sweep.sampler=tpe", *space)[0].folder
         same = ["sweep.trials=99", "sweep.jobs=3", "progress=off", "sweep.fail_fast=true"]
-        assert first == planned(*reversed(SPACE), "sweep.sampler=tpe", *same)[0].folder
-        (inside / "mine/search").mkdir(parents=True)
-        (inside / "mine/search/s.yaml").write_text("".join(f"{word.replace('=', ': ', 1)}\n" for word in SPACE))
+        assert first == planned(*reversed(space), "sweep.sampler=tpe", *same)[0].folder
         for change in (["sweep.sampler_seed=1"], ["sweep.pruner=asha"], ["sweep.sampler=random"], ["method.lr=0.1"]):
-            assert first != planned("sweep.sampler=tpe", *SPACE, *change)[0].folder
+            assert first != planned("sweep.sampler=tpe", *space, *change)[0].folder
 
     def test_a_grid_has_as_many_trials_as_points(self, inside):
         words = ("sweep.sampler=grid", "method.lr=0.1,0.2,0.3", "method.batch_size=range(8,33,8)")
@@ -121,7 +120,7 @@ class TestPlan:
 
     def test_nothing_is_pruned_by_the_tasks_it_began_with(self, inside):
         words = ("sweep.sampler=tpe", "sweep.space=ewc", "dataset=digits", "model=mlp")
-        with pytest.raises(ConfigError, match=r"sweep\.pruner=asha: not with method=ewc, whose first values say nothing"):
+        with pytest.raises(ConfigError, match=r"pruner=asha: not with method=ewc, whose first values say nothing"):
             planned(*words, "sweep.pruner=asha")
 
     def test_every_value_is_checked(self, inside):
