@@ -61,6 +61,11 @@ class SweepSettings:
     fail_fast: bool
     seconds: PositiveFloat | None
     memory_mb: PositiveFloat | None
+    sampler: Literal["random", "grid", "tpe"] | None
+    space: str | None
+    trials: PositiveInt | None
+    sampler_seed: CountInt
+    pruner: Literal["none", "asha"]
 
 
 @settings

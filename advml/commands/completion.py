@@ -22,7 +22,7 @@ _advml() {{
             local line="${{COMP_LINE/advml sweep /advml run }}"
             COMPREPLY=($(COMP_LINE="$line" COMP_POINT="$COMP_POINT" advml run -sc query=bash 2>/dev/null))
             compopt -o nospace ;;
-        list) COMPREPLY=($(compgen -W "methods datasets views models experiments studies runs" -- "$current")) ;;
+        list) COMPREPLY=($(compgen -W "{kinds} runs" -- "$current")) ;;
         study) COMPREPLY=($(compgen -W "{studies}" -- "$current")) ;;
         data) COMPREPLY=($(compgen -W "list download verify" -- "$current")) ;;
         *) COMPREPLY=($(compgen -o dirnames -- "$current")) ;;
@@ -36,10 +36,11 @@ complete -F _advml advml
 def main(arguments: Sequence[str]) -> int:
     """Print the script."""
     from advml.commands import VERBS
+    from advml.commands.list import KINDS
     from advml.errors import ConfigError
     from advml.roots import members
 
     if list(arguments) != ["bash"]:
         raise ConfigError("completion: there is one for bash: advml completion bash")
-    print(SCRIPT.format(verbs=" ".join(VERBS), studies=" ".join(sorted(members("study")))), end="")
+    print(SCRIPT.format(verbs=" ".join(VERBS), kinds=" ".join(KINDS), studies=" ".join(sorted(members("study")))), end="")
     return 0

@@ -16,7 +16,10 @@ from rich.text import Text
 
 from advml.runner.jobs import Ended, Job
 
-STYLES = {"completed": "green", "failed": "red", "killed": "red", "interrupted": "yellow", "crashed": "red"}
+STYLES = {
+    "completed": "green", "pruned": "green", "failed": "red", "killed": "red", "crashed": "red",
+    "interrupted": "yellow",
+}  # fmt: skip
 
 
 class JobsShown:
@@ -31,7 +34,7 @@ class JobsShown:
     @property
     def failed(self) -> bool:
         """Has any job ended otherwise than completed?"""
-        return any(end.state != "completed" for end in self.ends.values())
+        return any(end.state not in ("completed", "pruned") for end in self.ends.values())
 
     def started(self, job: Job) -> None:
         """A child process begins with a job."""

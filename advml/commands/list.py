@@ -1,4 +1,4 @@
-"""advml list [methods|datasets|views|models|experiments|studies|runs] [outputs=FOLDER]
+"""advml list [methods|datasets|views|models|experiments|studies|searches|runs] [outputs=FOLDER]
 
   advml list               everything that a run can be made of
   advml list methods       one kind: its names, each with its first line of documentation
@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-KINDS = ("methods", "datasets", "views", "models", "experiments", "studies")
+KINDS = ("methods", "datasets", "views", "models", "experiments", "studies", "searches")
+SINGULAR = {"studies": "study", "searches": "search"}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -32,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     for kind in kinds or KINDS:
         if len(kinds) != 1:
             print(f"{kind}:")
-        _members("study" if kind == "studies" else kind.removesuffix("s"))
+        _members(SINGULAR.get(kind, kind.removesuffix("s")))
     return 0
 
 

@@ -8,8 +8,10 @@ all runs below it. Pictures go to FOLDER/figures, or to ./figures where several 
   advml plot outputs kind=curves x=seconds                 over training time instead of steps
   advml plot outputs kind=budget x=samples                 results against the work they took
   advml plot RUN_A RUN_B out=pictures                      two runs, into a folder of your choice
+  advml plot outputs/sweeps/first kind=parallel,importance which settings were tried, what came out, which mattered
 
-Kinds: curves (with bands), bars, heatmap (a metric over two keys; accuracy matrices), budget (work against result).
+Kinds: curves (with bands), bars, heatmap (a metric over two keys; accuracy matrices), budget (work against result);
+of a search parallel (an axis for each key, a line for each configuration) and importance (of each key).
 Axes: step, samples, updates, gradients, seconds.
 """
 
@@ -19,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-KINDS = ("curves", "bars", "heatmap", "budget")
+KINDS = ("curves", "bars", "heatmap", "budget", "parallel", "importance")
 
 
 def main(arguments: Sequence[str]) -> int:

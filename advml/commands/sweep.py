@@ -13,6 +13,13 @@ jobs; the sweep's folder is the last line printed.
   advml sweep seed=0,1 sweep.fail_fast=true                      stop at the first failure
   advml sweep seed=0,1 hydra/launcher=process                    processes, one at a time
 
+With sweep.sampler=random, grid or tpe (Optuna) not all combinations are run, but sweep.trials of them, chosen by the
+sampler; intervals are allowed then. More trials: raise sweep.trials. Spaces, pruning, several machines: docs/search.md.
+
+  advml sweep sweep.sampler=tpe sweep.space=training dataset=wine           a space from configs/search/, 20 trials
+  advml sweep sweep.sampler=random sweep.trials=50 'method.lr=tag(log,interval(1e-4,1e-1))' method.optimiser=sgd,adam
+  advml sweep sweep.sampler=tpe sweep.space=training sweep.pruner=asha      stopping early what is not promising
+
 `advml run -m` is the same. Slurm, joblib, several GPUs: docs/scaling.md. Ctrl-C lets the running jobs finish their step
 and save. Exit code: 0 all completed, 1 some are not, 2 wrong configuration, 130 interrupted.
 """
@@ -21,7 +28,8 @@ from __future__ import annotations
 
 import re
 import shlex
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +37,7 @@ if TYPE_CHECKING:
 
     from advml.commands.jobs_shown import JobsShown
     from advml.runner.jobs import Job
+    from advml.runner.search import Search, Trial
     from advml.runner.sweeps import Sweep
 
 ASKING = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "-sc", "--shell-completion")
@@ -42,16 +51,20 @@ def main(arguments: Sequence[str]) -> int:
     options, overrides = separate(arguments)
     if any(re.match(r"[+~]*baselines\b", word) and word != "baselines=off" for word in overrides):
         raise ConfigError("baselines: a sweep has none; make them jobs of it: method=ewc,finetune,joint")
-    prepared = [*forced(overrides, config_dirs(options), several=True), "++baselines=off"]
+    overrides = [*(word for word in overrides if word != "baselines=off"), "baselines=off"]
+    prepared = forced(overrides, config_dirs(options), several=True)
     if any(option in ASKING for option in options):  # questions to Hydra, which runs nothing
         run_hydra(lambda config: None, options, prepared)
         return 0
 
     from advml.commands.jobs_shown import JobsShown, show_jobs
     from advml.runner.jobs import look
+    from advml.runner.searches import searching
     from advml.runner.sweeps import launcher, plan
 
     command = shlex.join(["advml", "sweep", *arguments])
+    if searching(options, prepared):
+        return search_main(options, overrides, prepared, command)
     sweep = plan(options, overrides, prepared, command)
     words = [*prepared, *launcher(sweep.settings, prepared), f"hydra.sweep.dir={_quoted(str(sweep.folder))}"]
     sweep.begin()
@@ -70,6 +83,49 @@ def main(arguments: Sequence[str]) -> int:
     return 0 if all(end.state == "completed" for end in ends) else 1
 
 
+def search_main(options: Sequence[str], overrides: Sequence[str], prepared: Sequence[str], command: str) -> int:
+    """Run the trials of a search through the launcher; show them, and how to run the best of them again."""
+    from advml.commands.jobs_shown import JobsShown, show_jobs
+    from advml.compose import is_hydras, run_hydra
+    from advml.runner.searches import plan_search
+    from advml.runner.sweeps import launcher
+
+    sweep, search = plan_search(options, overrides, prepared, command, _note)
+    chosen = launcher(sweep.settings, prepared)
+    sweep.begin()
+    search.begin()
+    interrupted = False
+    try:
+        shown = JobsShown(search.plan.trials)
+        shown.ends |= {end.job.folder: end for end in search.ends() if end.state in ("completed", "pruned")}
+        hydras = [word for word in prepared if is_hydras(word)]
+        words = [*search.plan.fixed, *hydras, *chosen, "hydra/sweeper=advml_search",
+                 f"hydra.sweep.dir={_quoted(str(sweep.folder))}"]  # fmt: skip
+        run_hydra(SearchTask(sweep, shown, search), ["-m", *options], words)
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        search.close()
+    ends = search.ends()
+    show_jobs(ends)
+    best = search.best()
+    if best is not None:
+        fixed = [word.lstrip("+") for word in search.plan.fixed]
+        again = [word for word in (*fixed, *search.words(best)) if not word.startswith(("sweep.", "baselines="))]
+        kept = [word for word in options if word not in ("-m", "--multirun")]
+        objective = best.user_attrs["objective"]
+        said = f"{objective['split']} {objective['metric']} {objective['value']:.4g} (trial {best.number})"
+        print(f"best: {said}: {shlex.join(['advml', 'run', *kept, *again])}")
+    print(sweep.folder)
+    if interrupted:
+        return 130
+    return 0 if ends and all(end.state in ("completed", "pruned") for end in ends) else 1
+
+
+def _note(text: str) -> None:
+    print(f"advml: {text}", file=sys.stderr)
+
+
 class SweepTask:
     """What Hydra runs for each job: in this process, or wherever a launcher takes it. Its value is the job's
     objective, for sweepers that optimise; None for a job that did not complete.
@@ -78,6 +134,10 @@ class SweepTask:
     def __init__(self, sweep: Sweep, shown: JobsShown) -> None:
         self.sweep, self.shown = sweep, shown
 
+    def job(self, tree: Mapping[str, Any], hydra: Any) -> Job:
+        """The job with this configuration."""
+        return self.sweep.job(tree, hydra)
+
     def __call__(self, config: DictConfig) -> float | None:
         """Ensure one job in this process."""
         from hydra.core.hydra_config import HydraConfig
@@ -85,7 +145,7 @@ class SweepTask:
         from advml.compose import as_tree
         from advml.runner.jobs import here
 
-        job = self.sweep.job(as_tree(config), HydraConfig.get())
+        job = self.job(as_tree(config), HydraConfig.get())
         if self.sweep.settings.fail_fast and self.shown.failed:
             return None
         end = here(job)
@@ -101,11 +161,39 @@ class SweepTask:
 
         wanted = self.sweep.settings
         limits = Limits(wanted.jobs, wanted.seconds, wanted.memory_mb, wanted.fail_fast)
-        jobs: list[Job] = [self.sweep.job(as_tree(config), config.hydra) for config in configs]
+        jobs: list[Job] = [self.job(as_tree(config), config.hydra) for config in configs]
         if wanted.fail_fast and self.shown.failed:  # in an earlier batch
             return [None] * len(jobs)
         with self.shown.live():
             return [end.objective for end in run_jobs(jobs, limits, self.shown)]
+
+
+class SearchTask(SweepTask):
+    """What Hydra runs for each trial, and where its sweeper gets them from."""
+
+    def __init__(self, sweep: Sweep, shown: JobsShown, search: Search) -> None:
+        super().__init__(sweep, shown)
+        self.search = search
+        self._batch: list[Trial] = []
+
+    def job(self, tree: Mapping[str, Any], hydra: Any) -> Job:
+        """The job with this configuration, watched by the pruner if there is one."""
+        return self.search.watching(super().job(tree, hydra))
+
+    def ask(self) -> list[tuple[str, ...]]:
+        """The overrides of the next trials; none if there are no more."""
+        wanted = self.sweep.settings
+        self._batch = [] if wanted.fail_fast and self.shown.failed else self.search.ask(wanted.jobs)
+        return [trial.words for trial in self._batch]
+
+    def tell(self) -> None:
+        """Tell the sampler how the trials asked for last have ended."""
+        from advml.runner.jobs import look
+
+        for trial in self._batch:
+            end = self.shown.ends.get(trial.job.folder) or look(trial.job)
+            if end.state != "not started" or not self.sweep.settings.fail_fast:
+                self.search.tell(trial, end)
 
 
 def _quoted(text: str) -> Any:

@@ -63,7 +63,7 @@ def panelled(
             handles |= dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
         figure.legend(list(handles.values()), [wrapped(label) for label in handles], loc="outside lower center",
                       frameon=False, ncols=many, handlelength=3)  # fmt: skip
-        _caption(figure, [line.group for panel in panels for line in panel.lines], about)
+        caption(figure, [line.group for panel in panels for line in panel.lines], about)
         return figures.rendered(figure)
 
 
@@ -84,7 +84,7 @@ def stacked(panels: Sequence[Panel], draw: Callable[[Axes, Panel], None], x_titl
             axes.tick_params(axis="y", length=0)
             _finish(axes, panel, "x")
             axes.set_xlabel(x_title if number == len(panels) - 1 else "")
-        _caption(figure, [line.group for panel in panels for line in panel.lines], about)
+        caption(figure, [line.group for panel in panels for line in panel.lines], about)
         return figures.rendered(figure)
 
 
@@ -107,7 +107,7 @@ def heatmaps(maps: Sequence[Heatmap], groups: Sequence[Group], about: str) -> Pi
         for axes in list(grid.flat)[len(maps) :]:
             axes.remove()
         figure.colorbar(image, ax=list(grid.flat)[: len(maps)], label=maps[0].unit, fraction=0.05, pad=0.02, shrink=0.9)
-        _caption(figure, groups, about)
+        caption(figure, groups, about)
         return figures.rendered(figure)
 
 
@@ -126,7 +126,7 @@ def _same_scale(drawn: Sequence[tuple[Axes, Panel]]) -> None:
             axes.set_ylim(low, high)
 
 
-def _caption(figure: Figure, groups: Sequence[Group], about: str) -> None:
+def caption(figure: Figure, groups: Sequence[Group], about: str) -> None:
     """Above the panels, no wider than they are: what all runs have in common, and how to read the picture."""
     blocks = ("dataset", "view", "method", "model")
     names = [{group.settings.get(f"{block}.name") for group in groups} for block in blocks]

@@ -7,13 +7,16 @@ from collections.abc import Iterator, Sequence
 from advml.errors import ConfigError
 from advml.report.gather import Gathered
 from advml.report.heat import accuracy_maps, metric_maps
+from advml.report.landscape import ENOUGH, landscape
 from advml.report.layout import Picture, heatmaps
 from advml.report.metrics import Metric, choose, interval_of
 from advml.report.panels import panels
 from advml.report.pictures import draw_bars, draw_budget, draw_curves
+from advml.report.search_pictures import draw_importance, draw_parallel
 
-KINDS = ("curves", "bars", "heatmap", "budget")
+KINDS = ("curves", "bars", "heatmap", "budget", "parallel", "importance")
 BARS = 30  # bars in one panel
+OF_SEARCHES = ("parallel", "importance")  # drawn unasked only where several keys were turned
 
 
 def draw(
@@ -23,10 +26,13 @@ def draw(
 
     Raises ConfigError for an unknown metric, and for a kind asked for by name that these runs cannot fill.
     """
-    makers = {"curves": _curves, "bars": _bars, "heatmap": _heat, "budget": _budget}
+    makers = {"curves": _curves, "bars": _bars, "heatmap": _heat, "budget": _budget, "parallel": _parallel,
+              "importance": _importance}  # fmt: skip
     made: dict[str, Picture] = {}
     mistakes = []
     for kind in kinds or KINDS:
+        if not kinds and kind in OF_SEARCHES and not searched(gathered):
+            continue
         found = dict(makers[kind](gathered, metrics, axis))
         if kinds and not found:
             mistakes.append(f"kind={kind}: {WHY_NOT[kind]}")
@@ -41,6 +47,8 @@ WHY_NOT = {
     "bars": "no run has this metric",
     "heatmap": "needs two differing keys that make a grid, or runs with an accuracy matrix",
     "budget": "these runs did not count this work",
+    "parallel": "needs keys that differ, of one data set and view",
+    "importance": f"needs {ENOUGH} configurations of one data set and view, not pruned, with different results",
 }
 
 
@@ -85,6 +93,30 @@ def _budget(gathered: Gathered, metrics: Sequence[str], axis: str | None) -> Ite
             picture = draw_budget(panels(gathered, metric), metric, each)
             if picture is not None:
                 yield f"budget_{_file(metric)}_{each}", picture
+
+
+def searched(gathered: Gathered) -> bool:
+    """Do enough configurations differ in several keys that it is worth asking which of them matter?"""
+    found = [landscape(gathered, metric) for metric in _objectives(gathered, ())]
+    return any(one is not None and len(one.axes) > 1 and len(one.results) >= ENOUGH for one in found)
+
+
+def _objectives(gathered: Gathered, asked: Sequence[str]) -> list[Metric]:
+    """What was asked for; by default the objectives: a search that looks at the test split is none."""
+    return [metric for metric in choose(gathered, asked) if asked or not metric.name.startswith("test/")]
+
+
+def _parallel(gathered: Gathered, metrics: Sequence[str], axis: str | None) -> Iterator[tuple[str, Picture]]:
+    for metric in _objectives(gathered, metrics):
+        if (found := landscape(gathered, metric)) is not None:
+            yield f"parallel_{_file(metric)}", draw_parallel(found, metric)
+
+
+def _importance(gathered: Gathered, metrics: Sequence[str], axis: str | None) -> Iterator[tuple[str, Picture]]:
+    for metric in _objectives(gathered, metrics):
+        found = landscape(gathered, metric)
+        if found is not None and (picture := draw_importance(found, metric)) is not None:
+            yield f"importance_{_file(metric)}", picture
 
 
 def _varying(gathered: Gathered) -> list[str]:

@@ -12,6 +12,7 @@ from advml.report.keys import ABSENT, differing, heading, ordered, shown
 from advml.report.metrics import Metric, choose, interval_of, values_by_seed
 from advml.report.ranking import ENOUGH, Difference, Mark, best_row, by_problem, differences_from, marks
 from advml.report.stats import Interval
+from advml.runner.observers import was_pruned
 
 MANY = 24  # differences that are listed without being asked for
 BUDGET = ("samples", "updates", "gradients", "flops_estimate", "seconds")
@@ -215,6 +216,9 @@ def _about_rows(gathered: Gathered, rows: Sequence[Row], following: Sequence[str
     notes = []
     if following:
         notes.append(f"Following from a choice, these differ too: {', '.join(following)}.")
+    runs = [run for group in gathered.groups for run in group.runs.values()]
+    if pruned := sum(was_pruned(run.result.get("stopped_by")) for run in runs):
+        notes.append(f"{pruned} of {len(runs)} runs were pruned: their numbers are of where they stopped.")
     if gathered.repeated:
         notes.append(f"Left out, since a newer run has the same configuration and seed: {len(gathered.repeated)}.")
     if gathered.missing:

@@ -19,16 +19,18 @@ from advml.runner import artifacts, checkpoint, files
 from advml.runner.folder import RunFolder
 from advml.runner.identity import identity
 from advml.runner.loop import Loop
+from advml.runner.observers import was_pruned
 from advml.runner.recorder import read
 
 
 def finish(folder: RunFolder, bound: Bound, loop: Loop, view: Any) -> None:
     """Write everything that a completed run holds beyond its records and checkpoints. result.json comes last."""
     method, progress, records = loop.method, loop.progress, loop.recorder.records
+    pruned = was_pruned(progress.stopped_by)  # nobody asks how good it is: its test examples stay unread
     if newest_step(records, "valid") != progress.total:  # stopped by a limit between two evaluations
         loop.measure("valid", state="last")
     metrics: dict[str, Any] = {split: last_metrics(records, split) for split in ("train", "valid")}
-    metrics["test"] = values(loop.measure("test", state="last"))
+    metrics["test"] = {} if pruned else values(loop.measure("test", state="last"))
     network = method.result()
     states = {} if network is None else {"last": checkpoint.copied(network.state_dict())}
 
@@ -37,7 +39,7 @@ def finish(folder: RunFolder, bound: Bound, loop: Loop, view: Any) -> None:
         last = checkpoint.copied(method.state_dict())
         method.load_state_dict(checkpoint.load_best(folder)["method"])
         best = {"step": progress.best_total, loop.objective.metric: progress.best_value}
-        best["test"] = values(loop.measure("test", state="best"))
+        best["test"] = {} if pruned else values(loop.measure("test", state="best"))
         of_best = method.result()  # perhaps another object: an average, an ensemble
         if of_best is not None:
             states["best"] = checkpoint.copied(of_best.state_dict())

@@ -4,7 +4,7 @@ them, and the baselines of a run.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +13,27 @@ from advml.config import Bound, bind
 from advml.errors import AdvmlError, ConfigError
 from advml.runner.folder import RunFolder
 from advml.runner.identity import INDIFFERENT
-from advml.runner.observers import Observer
+from advml.runner.observers import Observer, Pruner, was_pruned
 from advml.runner.progress import progress_observer
 from advml.runner.run import Asked, Outcome, resume, start
 
 
 @dataclass(frozen=True)
 class Job:
-    """A run to be ensured: its name for people, its folder, its whole configuration and what the user typed."""
+    """A run to be ensured: its name for people, its folder, its whole configuration and what the user typed.
+
+    `watch` makes an observer of it, in whatever process the run takes place: it can be pickled.
+    """
 
     name: str
     folder: Path
     tree: Mapping[str, Any]
     asked: Asked
+    watch: Callable[[], Observer] | None = None
+
+    def observers(self) -> list[Observer]:
+        """The observer that `watch` makes, if any."""
+        return [] if self.watch is None else [self.watch()]
 
 
 @dataclass(frozen=True)
@@ -45,9 +53,9 @@ class Ended:
 def ensure(path: Path, bound: Bound, asked: Asked, observers: Sequence[Observer] = ()) -> Outcome:
     """Bring the run in the folder `path` to its end, whatever happened to it before.
 
-    Missing: it is started there. Interrupted, crashed, failed, or stopped by a limit that is now another: it is
-    resumed. Completed: it is left as it is. Held by another process: waited for, then looked at again. Raises
-    ConfigError if the folder holds another experiment.
+    Missing: it is started there. Interrupted, crashed, failed, or stopped by a limit that is now another, or by a
+    pruner that is no more among the `observers`: it is resumed. Completed: it is left as it is. Held by another
+    process: waited for, then looked at again. Raises ConfigError if the folder holds another experiment.
     """
     folder = RunFolder(path)
     folder.make()
@@ -61,19 +69,22 @@ def ensure(path: Path, bound: Bound, asked: Asked, observers: Sequence[Observer]
             return start(bound, asked, observers, folder)
         if other := next(_contradictions(_of_interest(folder.tree()), _of_interest(bound.tree)), None):
             raise ConfigError(f"{folder.path}: holds another run ({other}); choose another folder or delete this one")
-        if finished(folder, bound.tree):
+        if finished(folder, bound.tree, any(isinstance(observer, Pruner) for observer in observers)):
             return Outcome(folder, "completed")
         return resume(folder, bound, observers)
     finally:
         folder.unlock()
 
 
-def finished(folder: RunFolder, tree: Mapping[str, Any]) -> bool:
-    """Is nothing left to do? A run that a limit stopped has something left if `tree` asks for other limits."""
+def finished(folder: RunFolder, tree: Mapping[str, Any], pruning: bool = False) -> bool:
+    """Is nothing left to do? A run that a limit stopped has something left if `tree` asks for other limits; one that
+    was pruned, unless who asks would have pruned it too.
+    """
     if not (folder / "config.yaml").exists() or folder.status()["state"] != "completed":
         return False
-    if not folder.result().get("stopped_by"):
-        return True
+    stopped_by = folder.result().get("stopped_by")
+    if not stopped_by or was_pruned(stopped_by):
+        return pruning or not stopped_by
     return _given(folder.tree()["limits"]) == _given(tree["limits"])
 
 
@@ -103,7 +114,7 @@ def ended(job: Job, outcome: Outcome) -> Ended:
 def here(job: Job) -> Ended:
     """Bring a job to its end in this process; never raises for what goes wrong in it."""
     try:
-        return ended(job, ensure(job.folder, bind(job.tree), job.asked))
+        return ended(job, ensure(job.folder, bind(job.tree), job.asked, job.observers()))
     except AdvmlError as error:
         return failed(job, error)
 

@@ -11,7 +11,7 @@ from advml.config import Limits, RunSettings
 from advml.contracts import At, Method, Objective, Phase, SplitName
 from advml.runner.budget import Budget, used_up
 from advml.runner.checkpoint import copied
-from advml.runner.observers import Observer
+from advml.runner.observers import Observer, Pruner
 from advml.runner.randomness import reseed
 from advml.runner.recorder import Recorder
 from advml.runner.signals import StopRequest
@@ -59,6 +59,8 @@ class Loop:
         progress = self.progress
         progress.stopped_by = None
         for observer in self.observers:
+            if isinstance(observer, Pruner):
+                observer.judge_by(self.objective)
             observer.start(self.phases, progress.total)
         self._skip_empty_phases()
         reasons = self._evaluate(phase_ended=True) if not self.recorder.records else []

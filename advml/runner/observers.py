@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from advml.contracts import Phase, Record
+if TYPE_CHECKING:  # tables of runs ask for was_pruned, and are shown without torch
+    from advml.contracts import Objective, Phase, Record
+
+PRUNED = "pruned"
+"""How the reason of a Pruner begins: such a run has a result, but reads no test split."""
 
 
 class Observer(Protocol):
@@ -22,3 +26,16 @@ class Observer(Protocol):
 
     def finish(self) -> None:
         """No record will follow."""
+
+
+@runtime_checkable
+class Pruner(Observer, Protocol):
+    """An observer that stops a run which other runs have left behind; its reason begins with PRUNED."""
+
+    def judge_by(self, objective: Objective) -> None:
+        """Before `start`: what runs are ranked by."""
+
+
+def was_pruned(stopped_by: str | None) -> bool:
+    """Did a Pruner stop the run, of which result.json says this?"""
+    return (stopped_by or "").startswith(PRUNED)

@@ -10,7 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -224,7 +224,7 @@ class _Child:
 def _finished(job: Job) -> bool:
     """Is nothing left to do? A damaged folder is left to the child, which says what is wrong."""
     try:
-        return finished(RunFolder(job.folder), job.tree)
+        return finished(RunFolder(job.folder), job.tree, pruning=job.watch is not None)
     except AdvmlError:
         return False
 
@@ -240,7 +240,7 @@ def _fitted(job: Job, slot: int, limits: Limits) -> tuple[Job, dict[str, str]]:
     gpus = visible_gpus() if job.tree["device"] in ("auto", "cuda") else []
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[slot % len(gpus)]
-    return Job(job.name, job.folder, {**job.tree, "threads": threads}, job.asked), environment
+    return replace(job, tree={**job.tree, "threads": threads}), environment
 
 
 def visible_gpus(environment: Mapping[str, str] = os.environ) -> list[str]:

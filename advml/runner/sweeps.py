@@ -72,8 +72,8 @@ def plan(options: Sequence[str], typed: Sequence[str], prepared: Sequence[str], 
     `prepared` are the `typed` overrides as compose.forced leaves them. Of another sweeper than Hydra's own nothing is
     known beforehand but the configuration that all jobs share.
     """
-    single, mistakes = _single(prepared)
-    if mistakes:
+    single, mistakes = single_words(prepared)
+    if mistakes := [*mistakes, *_intervals(prepared)]:
         raise ConfigError(mistakes)
     dirs = config_dirs(options)
     invented = any(word.lstrip("+").startswith("hydra/sweeper") for word in prepared)
@@ -89,6 +89,7 @@ def plan(options: Sequence[str], typed: Sequence[str], prepared: Sequence[str], 
                 resolve_device(bound.run.device)
         except ConfigError as error:
             found.update(dict.fromkeys(error.mistakes))
+    found.update(dict.fromkeys(_useless(bound.run.sweep) if trees and not found else ()))
     if found:
         raise ConfigError(found)
     name = bound.run.sweep.name or command_hash([word for word in options if word not in ("-m", "--multirun")], typed)
@@ -99,7 +100,7 @@ def plan(options: Sequence[str], typed: Sequence[str], prepared: Sequence[str], 
     return Sweep(folder, bound.run.sweep, command, constant, jobs)
 
 
-def _single(prepared: Sequence[str]) -> tuple[list[str], list[str]]:
+def single_words(prepared: Sequence[str]) -> tuple[list[str], list[str]]:
     """The overrides with one value for all jobs, and a line for each that should be one of them."""
     single: dict[str, str] = {}
     mistakes = []
@@ -115,10 +116,30 @@ def _single(prepared: Sequence[str]) -> tuple[list[str], list[str]]:
     return list(single.values()), mistakes
 
 
+def _intervals(prepared: Sequence[str]) -> Iterator[str]:
+    """A line for each key that is to be sampled, though nothing samples."""
+    if any(word.lstrip("+").startswith("hydra/sweeper") for word in prepared):
+        return
+    for word in prepared:
+        if not is_hydras(word) and (parsed := OverridesParser.create().parse_override(word)).is_interval_sweep():
+            yield f"{parsed.key_or_group}: an interval needs sweep.sampler=random or sweep.sampler=tpe (docs/search.md)"
+
+
+def _useless(settings: SweepSettings) -> Iterator[str]:
+    """A line for each setting of a search where there is none."""
+    for name, given in (("space", settings.space), ("trials", settings.trials)):
+        if given is not None:
+            yield f"sweep.{name}={given}: needs sweep.sampler=random, grid or tpe (docs/search.md)"
+    if settings.pruner != "none":
+        yield f"sweep.pruner={settings.pruner}: needs sweep.sampler=random, grid or tpe (docs/search.md)"
+
+
 def launcher(settings: SweepSettings, prepared: Sequence[str]) -> list[str]:
     """The override that chooses the launcher, unless the user has: processes where the settings need them."""
     chosen = [word.partition("=")[2] for word in prepared if word.lstrip("+").startswith("hydra/launcher=")]
-    needs = {"jobs": settings.jobs > 1, "seconds": settings.seconds, "memory_mb": settings.memory_mb}
+    searching = settings.sampler is not None  # then sweep.jobs is how many trials are asked for together
+    several = settings.jobs > 1 and (not searching or not chosen or chosen[-1] == "basic")
+    needs = {"jobs": several, "seconds": settings.seconds, "memory_mb": settings.memory_mb}
     needing = [f"sweep.{name}={getattr(settings, name):g}" for name, needed in needs.items() if needed]
     if not chosen:
         return ["hydra/launcher=process"] if needing else []

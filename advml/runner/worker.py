@@ -22,7 +22,7 @@ def main(parent: int) -> None:
     from advml.runner.jobs import ensure
 
     try:
-        outcome = ensure(job.folder, bind(job.tree), job.asked)
+        outcome = ensure(job.folder, bind(job.tree), job.asked, job.observers())
     except AdvmlError as error:
         sys.stderr.write("".join(f"advml: {line}\n" for line in str(error).splitlines()))
         sys.exit(error.exit_code)

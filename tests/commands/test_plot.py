@@ -54,7 +54,8 @@ def test_missing_runs_are_named(sweep, run_cli):
 
 WRONG = {
     "no path": ("", ["plot: name at least one run or folder of runs (see: advml list runs)"]),
-    "unknown kind": ("sweep kind=bar", ["kind=bar: advml plot knows curves, bars, heatmap, budget; did you mean "]),
+    "unknown kind": ("sweep kind=bar", ["kind=bar: advml plot knows curves, bars, heatmap, budget, parallel, "
+                     "importance; did you mean "]),
     "unknown axis": ("sweep x=second", ["x=second: advml plot knows step, samples, updates, gradients, seconds; did "
                                         "you mean seconds?"]),
     "unknown option": ("sweep y=loss", ["y=loss: unknown option (see: advml plot --help)"]),

@@ -21,7 +21,11 @@ def planned(*words):
 
 
 def settings(**changes):
-    return SweepSettings(**{"name": None, "jobs": 1, "fail_fast": False, "seconds": None, "memory_mb": None} | changes)
+    default = {
+        "name": None, "jobs": 1, "fail_fast": False, "seconds": None, "memory_mb": None,
+        "sampler": None, "space": None, "trials": None, "sampler_seed": 0, "pruner": "none",
+    }  # fmt: skip
+    return SweepSettings(**default | changes)
 
 
 class TestCommandHash:
