@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import DictConfig, OmegaConf, open_dict
 
 from advml.compose import as_tree, composed, config_dirs, forced, is_hydras
 from advml.config import Bound, SweepSettings, bind
@@ -95,12 +97,11 @@ def _dimensions(prepared: Sequence[str], mistakes: list[str]) -> list[Dimension]
 
 def _checked(fixed: Sequence[str], dimensions: Sequence[Dimension], dirs: Sequence[Path], pruner: str) -> Bound:
     """Bind and fit the first values of all keys, then each other choice, or end of an interval, by itself."""
-    first = {one.key: one.ends()[0] for one in dimensions}
     found: dict[str, None] = {}
     bound: Bound | None = None
-    for words in _probes(first, dimensions):
+    for config in _probes(fixed, dimensions, dirs):
         try:
-            one = bind(as_tree(composed([*fixed, *forced(words, dirs)], dirs)))
+            one = bind(as_tree(config))
             check_fit(one)
             resolve_device(one.run.device)
             bound = bound or one
@@ -116,11 +117,21 @@ def _checked(fixed: Sequence[str], dimensions: Sequence[Dimension], dirs: Sequen
     return bound
 
 
-def _probes(first: dict[str, str], dimensions: Sequence[Dimension]) -> Iterator[list[str]]:
-    yield [f"{key}={value}" for key, value in first.items()]
+def _probes(fixed: Sequence[str], dimensions: Sequence[Dimension], dirs: Sequence[Path]) -> Iterator[DictConfig]:
+    """Configurations in which every choice and every end of an interval occurs."""
+    first = {one.key: f"{one.key}={one.ends()[0]}" for one in dimensions}
+    base = composed([*fixed, *forced(list(first.values()), dirs)], dirs)
+    yield base
     for one in dimensions:
         for value in one.ends()[1:]:
-            yield [f"{key}={text}" for key, text in {**first, one.key: value}.items()]
+            word = f"{one.key}={value}"
+            if not forced([word], dirs)[0].startswith("++"):  # a group: it brings other keys
+                yield composed([*fixed, *forced(list({**first, one.key: word}.values()), dirs)], dirs)
+                continue
+            config = deepcopy(base)  # a value: composing all anew would take a tenth of a second
+            with open_dict(config):
+                OmegaConf.update(config, one.key, OverridesParser.create().parse_override(word).value(), force_add=True)
+            yield config
 
 
 def _hash(

@@ -163,6 +163,7 @@ class TestAgainstOptuna:
         assert search.best().value == plain.best_value
         search.close()
 
+    @pytest.mark.slow
     def test_tpe_learns(self, inside):
         search = begun("sweep.sampler=tpe", "sweep.trials=30", "method.lr=tag(log,interval(1e-4,1e-1))")
         while trials := search.ask(1):
