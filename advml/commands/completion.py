@@ -42,5 +42,6 @@ def main(arguments: Sequence[str]) -> int:
 
     if list(arguments) != ["bash"]:
         raise ConfigError("completion: there is one for bash: advml completion bash")
-    print(SCRIPT.format(verbs=" ".join(VERBS), kinds=" ".join(KINDS), studies=" ".join(sorted(members("study")))), end="")
+    studies = " ".join(sorted(members("study")))
+    print(SCRIPT.format(verbs=" ".join(VERBS), kinds=" ".join(KINDS), studies=studies), end="")
     return 0
