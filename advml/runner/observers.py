@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from advml.contracts import Objective, Phase, Record
+if TYPE_CHECKING:  # contracts import torch, and whoever only asks `was_pruned` shall not wait for it
+    from advml.contracts import Objective, Phase, Record
 
 PRUNED = "pruned"
 """How the reason of a Pruner begins: such a run has a result, but reads no test split."""
