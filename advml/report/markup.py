@@ -1,0 +1,82 @@
+"""HTML from plain functions. What is not `Html` already is text and is escaped: nothing in a run can become markup."""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from urllib.parse import quote
+
+VOID = ("img", "meta")
+SHARP = 400_000  # bytes: an SVG above this is shown as PNG
+
+
+class Html(str):
+    """Text that is markup: made only by the functions below."""
+
+    __slots__ = ()
+
+
+def text(value: str) -> Html:
+    """Escaped, unless it is markup; what no file in UTF-8 can hold (from a folder's name) becomes a question mark."""
+    return value if isinstance(value, Html) else Html(escape(value.encode(errors="replace").decode()))
+
+
+def joined(parts: Iterable[str], between: str = "") -> Html:
+    """Several pieces behind each other."""
+    return Html(text(between).join(map(text, parts)))
+
+
+def tag(name: str, /, *content: str, **attributes: str | None) -> Html:
+    """`<name key="value">content</name>`; `class_` is class, `aria_label` is aria-label; None leaves one out."""
+    said = {key.rstrip("_").replace("_", "-"): value for key, value in attributes.items() if value is not None}
+    opened = "".join(f' {key}="{text(value)}"' for key, value in said.items())
+    return Html(f"<{name}{opened}>" + ("" if name in VOID else f"{joined(content)}</{name}>"))
+
+
+def link(path: Path, base: Path, shown: str | None = None) -> Html:
+    """A link to a file or folder, relative to the folder `base` in which the page lies."""
+    relative = os.path.relpath(path.absolute(), base.absolute())
+    return tag("a", shown or relative, href=quote(os.fsencode(relative)))
+
+
+def table(
+    caption: str, headings: Sequence[str], body: Sequence[Sequence[str]], numeric: Sequence[bool], head: int = 0
+) -> Html:
+    """A table that scrolls by itself where the page is narrow. `head`: the column that names the rows."""
+    classes = ["n" if right else None for right in numeric]
+    top = [tag("th", name, scope="col", class_=of) for name, of in zip(headings, classes, strict=True)]
+    rows = [
+        tag("tr", *(tag("th", cell, scope="row", class_=of) if place == head else tag("td", cell, class_=of)
+                    for place, (cell, of) in enumerate(zip(row, classes, strict=True))))
+        for row in body
+    ]  # fmt: skip
+    inside = tag("table", tag("caption", caption), tag("thead", tag("tr", *top)), tag("tbody", joined(rows, "\n")))
+    return tag("div", inside, class_="wide", tabindex="0", role="region", aria_label=caption)
+
+
+def listed(items: Iterable[str]) -> Html:
+    """An unordered list."""
+    return tag("ul", joined((tag("li", item) for item in items), "\n"))
+
+
+def folded(summary: str, *content: str) -> Html:
+    """What only some readers want: closed at first, open on paper."""
+    return tag("details", tag("summary", summary), *content)
+
+
+def figure(picture: dict[str, bytes], caption: str, alt: str) -> Html:
+    """A picture inside the page.
+
+    As an image, not as markup: the identifiers in matplotlib's SVGs would clash with each other, and an image runs no
+    script and loads nothing.
+    """
+    svg, png = picture.get("svg"), picture.get("png")
+    sharp = svg is not None and (png is None or len(svg) <= SHARP)
+    kind, data = ("svg+xml", svg) if sharp else ("png", png)
+    assert data is not None
+    source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
+    frame = tag("div", tag("img", src=source, alt=alt), class_="wide", tabindex="0", role="region", aria_label=caption)
+    return tag("figure", frame, tag("figcaption", caption))
