@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import base64
 import os
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from urllib.parse import quote
 
 VOID = ("img", "meta")
+LONG = 36  # letters in a cell above which its line may be broken
+BROAD = 420  # points: a picture above this is not made to fit a narrow screen
+TAG, WIDTH = re.compile("<[^>]*>"), re.compile(rb'<svg[^>]* width="([\d.]+)pt"')
 SHARP = 400_000  # bytes: an SVG above this is shown as PNG
 
 
@@ -46,15 +50,22 @@ def table(
     caption: str, headings: Sequence[str], body: Sequence[Sequence[str]], numeric: Sequence[bool], head: int = 0
 ) -> Html:
     """A table that scrolls by itself where the page is narrow. `head`: the column that names the rows."""
-    classes = ["n" if right else None for right in numeric]
-    top = [tag("th", name, scope="col", class_=of) for name, of in zip(headings, classes, strict=True)]
+    top = [
+        tag("th", name, scope="col", class_="n" if right else None)
+        for name, right in zip(headings, numeric, strict=True)
+    ]
     rows = [
-        tag("tr", *(tag("th", cell, scope="row", class_=of) if place == head else tag("td", cell, class_=of)
-                    for place, (cell, of) in enumerate(zip(row, classes, strict=True))))
+        tag("tr", *(_cell(cell, right, place == head) for place, (cell, right) in
+                    enumerate(zip(row, numeric, strict=True))))
         for row in body
     ]  # fmt: skip
     inside = tag("table", tag("caption", caption), tag("thead", tag("tr", *top)), tag("tbody", joined(rows, "\n")))
-    return tag("div", inside, class_="wide", tabindex="0", role="region", aria_label=caption)
+    return _scrolling(inside, caption)
+
+
+def _cell(cell: str, right: bool, names_the_row: bool) -> Html:
+    kind = "n" if right else "t" if len(TAG.sub("", cell)) > LONG else None
+    return tag("th", cell, scope="row", class_=kind) if names_the_row else tag("td", cell, class_=kind)
 
 
 def listed(items: Iterable[str]) -> Html:
@@ -78,5 +89,12 @@ def figure(picture: dict[str, bytes], caption: str, alt: str) -> Html:
     kind, data = ("svg+xml", svg) if sharp else ("png", png)
     assert data is not None
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
-    frame = tag("div", tag("img", src=source, alt=alt), class_="wide", tabindex="0", role="region", aria_label=caption)
-    return tag("figure", frame, tag("figcaption", caption))
+    width = WIDTH.search(svg[:2000]) if svg else None
+    broad = "broad" if width is not None and float(width[1]) > BROAD else None
+    image = tag("img", src=source, alt=alt, class_=broad)
+    return tag("figure", _scrolling(image, caption), tag("figcaption", caption))
+
+
+def _scrolling(inside: Html, caption: str) -> Html:
+    """What may be wider than the screen, so that it can be moved with the keyboard too."""
+    return tag("div", inside, class_="wide", tabindex="0", role="region", aria_label=caption)

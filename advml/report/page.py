@@ -13,7 +13,7 @@ from typing import Any
 
 from advml import __version__
 from advml.report.curves import AXES
-from advml.report.formats import BUDGET, Grid, amount, difference_grid, main_grid, number
+from advml.report.formats import Grid, amount, difference_grid, main_grid, number
 from advml.report.gather import Gathered
 from advml.report.keys import heading, shown
 from advml.report.layout import Picture
@@ -21,7 +21,7 @@ from advml.report.markup import Html, figure, folded, joined, link, listed, tabl
 from advml.report.plots import draw
 from advml.report.shared import commands, environments, named_runs, shared, unfinished
 from advml.report.style import CSS
-from advml.report.tables import Comparison, Row, compare
+from advml.report.tables import BUDGET, Comparison, Row, compare
 
 MARKS = {"": "", "best": "\0★", "tied": "\0☆"}
 SAID = {"★": "best mean", "☆": "not distinguishable from the best"}
@@ -94,8 +94,8 @@ def _about(gathered: Gathered, comparison: Comparison, paths: Sequence[Path], co
     """What was compared, and the commands that it came of."""
     rows = comparison.rows
     better = {"max": "higher is better", "min": "lower is better", None: "which direction is better is not known"}
-    said: dict[str, str] = {name: ", ".join(_values(comparison, f"{key}.name")) for name, key in
-                            {"data": "dataset", "view": "view", "methods": "method", "models": "model"}.items()}  # fmt: skip
+    choices = {"data set": "dataset", "view": "view", "methods": "method", "models": "model"}
+    said = {name: ", ".join(_values(comparison, f"{key}.name")) for name, key in choices.items()}
     said["differing"] = "; ".join(f"{heading(key)}: {', '.join(_values(comparison, key))}" for key in comparison.keys)
     said["metrics"] = "; ".join(f"{one.name} ({better[one.mode]})" for one in comparison.metrics)
     said["seeds"] = ", ".join(map(str, sorted({seed for row in rows for seed in row.group.runs})))
@@ -164,8 +164,7 @@ def _published(paths: Sequence[Path]) -> Iterator[Html]:
             if grid is not None:
                 yield table(caption, *grid, [place > 0 for place in range(len(grid[0]))])
         yield listed(notes)
-        for name, picture in drawn.items():
-            yield figure(picture, name.replace("_", " "), f"{name.replace('_', ' ')}: see the table above")
+        yield _shown(drawn)
 
 
 def _numbers(row: Row) -> Iterator[Html]:
@@ -196,23 +195,22 @@ def _parameters(row: Row) -> str:
 
 
 def _pictures(gathered: Gathered, comparison: Comparison, metrics: Sequence[str], alone: bool) -> Iterator[Html]:
-    names = [metric.name for metric in comparison.metrics]
     if alone:  # a bar for each of one is no picture; a run has drawn its own
         (run,) = comparison.rows[0].group.runs.values()
-        found = draw(gathered, (), metrics) if not metrics else draw(gathered, (), metrics)
-        drawn = {name: one for name, one in found.items() if name.startswith("curves_")}
+        drawn = {name: one for name, one in draw(gathered, (), metrics).items() if name.startswith("curves_")}
         for path in sorted(run.folder.path.glob("figures/*.svg")):
             if not path.stem.startswith(OWN):
                 drawn[path.stem] = {"svg": path.read_bytes()}
     else:
         drawn = draw(gathered, (), metrics)
-    for name, picture in drawn.items():
-        yield _picture(name, picture, names)
+    yield _shown(drawn)
 
 
-def _picture(name: str, picture: Picture, metrics: Sequence[str]) -> Html:
-    caption = _caption(name)
-    return figure(picture, caption, f"{caption}. The numbers are in the tables of this page.")
+def _shown(drawn: Mapping[str, Picture]) -> Html:
+    captions = {name: _caption(name) for name in drawn}
+    about = "The numbers are in the tables of this page."
+    made = [figure(picture, captions[name], f"{captions[name]}. {about}") for name, picture in drawn.items()]
+    return tag("div", joined(made, "\n"), class_="pictures") if made else Html()
 
 
 KINDS = {
@@ -288,9 +286,9 @@ def _environments(comparison: Comparison) -> Iterator[Html]:
             [key, value, "all others" if 2 * len(which) > len(runs) else "; ".join(which)]
             for key, values in found.different.items() for value, which in values.items()
         ]  # fmt: skip
-        yield table("What differs between runs", ["", "value", "runs"], body, [False] * 3)
+        yield table("What differs between runs", ["what", "value", "runs"], body, [False] * 3)
     if found.common:
         body = [[key, value] for key, value in found.common.items()]
-        yield table("The same for all runs" if len(runs) > 1 else "Of the run", ["", "value"], body, [False] * 2)
+        yield table("The same for all runs" if len(runs) > 1 else "Of the run", ["what", "value"], body, [False] * 2)
     if found.unknown:
         yield tag("p", f"Without a readable environment.json: {'; '.join(found.unknown)}.")

@@ -84,7 +84,5 @@ def named_runs(rows: Sequence[Row]) -> dict[str, RunFolder]:
 
 def unfinished(gathered: Gathered, rows: Sequence[Row]) -> list[tuple[str, str, Any]]:
     """(row, seed, run) for each without a result; damaged configurations belong to no row."""
-    found = [
-        (str(row.number), shown((one.tree or {}).get("seed")), one) for row in rows for one in row.group.missing
-    ]
+    found = [(str(row.number), shown((one.tree or {}).get("seed")), one) for row in rows for one in row.group.missing]
     return [*found, *(("–", "–", one) for one in gathered.lost)]

@@ -6,7 +6,7 @@ CSS = """
   :root { --ink: #e6e9ec; --soft: #a3adb8; --line: #3b434c; --ground: #14181c; --tint: #1f252b; --link: #86bdf5; }
 }
 * { box-sizing: border-box; }
-body { margin: 0 auto; padding: 1.5rem 1.25rem 4rem; max-width: 68rem; background: var(--ground); color: var(--ink);
+body { margin: 0 auto; padding: 1.5rem 1.25rem 4rem; max-width: 74rem; background: var(--ground); color: var(--ink);
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
 h1 { font-size: 1.7rem; line-height: 1.25; margin: 0 0 1rem; overflow-wrap: anywhere; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .75rem; padding-top: .75rem; border-top: 1px solid var(--line); }
@@ -28,9 +28,12 @@ caption { text-align: left; font-weight: 600; padding-bottom: .4rem; white-space
 th, td { padding: .3rem .75rem; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 thead th { border-bottom: 2px solid var(--soft); white-space: nowrap; vertical-align: bottom; }
 tbody th { font-weight: inherit; }
-.n { text-align: right; white-space: nowrap; }
+td, th { white-space: nowrap; }
+.n { text-align: right; }
+.t { white-space: normal; min-width: 18rem; overflow-wrap: anywhere; }
 summary { cursor: pointer; margin: .75rem 0; }
-figure { margin: 1.5rem 0 2rem; }
+.pictures { display: flex; flex-wrap: wrap; gap: 1.5rem; margin: 1rem 0; }
+figure { margin: 0; max-width: 100%; }
 figure .wide { margin: 0; background: #ffffff; border: 1px solid var(--line); border-radius: 4px; padding: .5rem; }
 figure img { display: block; max-width: 100%; height: auto; }
 figcaption { margin-top: .4rem; color: var(--soft); font-size: .9rem; }
@@ -39,7 +42,7 @@ figcaption { margin-top: .4rem; color: var(--soft); font-size: .9rem; }
   dl { grid-template-columns: 1fr; }
   dd { margin-bottom: .4rem; }
   th, td { padding: .3rem .5rem; }
-  figure img { max-width: max(100%, 32rem); }
+  figure img.broad { max-width: max(100%, 40rem); }
 }
 @media print {
   :root { --ink: #000000; --soft: #444444; --line: #bbbbbb; --ground: #ffffff; --tint: #f3f5f7; --link: #000000; }
@@ -48,6 +51,8 @@ figcaption { margin-top: .4rem; color: var(--soft); font-size: .9rem; }
   .wide { overflow: visible; }
   figure, tr { break-inside: avoid; }
   h2, caption { break-after: avoid; }
+  .pictures { display: block; }
+  figure { margin-bottom: 1rem; }
   details::details-content { content-visibility: visible; block-size: auto; }
 }
 """
