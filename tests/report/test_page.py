@@ -74,7 +74,8 @@ def made(*paths, metrics=(), against=None, base=None):
 def environment(folder, **changes):
     said = {
         "advml": "0.1.0", "python": "3.11.7", "device": "cpu", "gpu": None, "threads": 2,
-        "choices": {"model": "secret"}, "packages": {"torch": "2.13.0"}, "variables": {}, "source": {"commit": "abc", "dirty": False},
+        "choices": {"model": "secret"}, "packages": {"torch": "2.13.0"}, "variables": {},
+        "source": {"commit": "abc", "dirty": False},
     }  # fmt: skip
     (folder / "environment.json").write_text(json.dumps(said | changes))
 
