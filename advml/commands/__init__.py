@@ -8,6 +8,7 @@ VERBS = {
     "reproduce": "run a saved configuration again and compare every number",
     "compare": "differing settings against final metrics: intervals over seeds, the best marked, paired tests",
     "plot": "draw runs: learning curves with bands, bars, heat maps, budget against objective",
+    "report": "one HTML page of everything: tables, pictures, failed runs, settings, machines; opens anywhere",
     "runs": "list, filter, show and delete runs; their disk use",
     "export": "write the trained network of a run for use without advml: safetensors and torch.export",
     "list": "what there is: methods, datasets, views, models, runs",

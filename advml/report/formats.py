@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from statistics import median_low
 from typing import TYPE_CHECKING, Any
@@ -171,7 +172,8 @@ def as_latex(comparison: Comparison) -> str:
     parts = [_latex(main_grid(comparison, stars)), *([_latex(second)] if second else [])]
     symbols = {"★": "bold with a star", "☆": "a circle"}
     notes = [_in_words(note, symbols) for note in comparison.notes]
-    return "% \\usepackage{booktabs}\n" + "\n\n".join(parts) + "\n" + "".join(f"% {note}\n" for note in notes)
+    apart = "\n\n\\medskip\\noindent\n"  # otherwise the rules of the two tables touch
+    return "% \\usepackage{booktabs}\n" + apart.join(parts) + "\n" + "".join(f"% {note}\n" for note in notes)
 
 
 def _in_words(note: str, symbols: Mapping[str, str]) -> str:
@@ -187,25 +189,37 @@ def _latex(grid: Grid) -> str:
         "\\toprule",
         " & ".join(map(latex_escaped, headings)) + " \\\\",
         "\\midrule",
-        *(" & ".join(map(_latex_cell, row)) + " \\\\" for row in body),
+        *(" & ".join(map(_latex_cell, row, numeric)) + " \\\\" for row in body),
         "\\bottomrule",
         "\\end{tabular}",
     ]
     return "\n".join(lines)
 
 
-def _latex_cell(text: str) -> str:
+def _latex_cell(text: str, numeric: bool) -> str:
+    """Marks take no width, so that the numbers of a column stay below each other."""
     plain, _, mark = text.partition("\0")
     cell = latex_escaped(plain)
+    if numeric:
+        cell = POWER.sub(_power, cell)
     if mark == "best":
         mean, sign, half = cell.partition(" $\\pm$ ")
-        return f"\\textbf{{{mean}}}{sign}{half}$^\\star$"
-    return f"{cell}$^\\circ$" if mark == "tied" else cell
+        return f"\\textbf{{{mean}}}{sign}{half}\\rlap{{$^\\star$}}"
+    return f"{cell}\\rlap{{$^\\circ$}}" if mark == "tied" else cell
+
+
+POWER = re.compile(r"(?<=\d)e(\+|-|\$-\$)0*(\d+)\b")
+
+
+def _power(found: re.Match[str]) -> str:
+    """2.5e+09 is what a computer prints."""
+    return f"$\\times10^{{{'' if found[1] == '+' else '-'}{found[2]}}}$"
 
 
 LATEX: dict[str, str] = {
     "\\": "\\textbackslash{}", "{": "\\{", "}": "\\}", "_": "\\_", "%": "\\%", "&": "\\&", "#": "\\#", "$": "\\$",
     "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "<": "$<$", ">": "$>$", "±": "$\\pm$", "−": "$-$", "–": "--",
+    "|": "\\textbar{}", '"': "\\char34{}",
 }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from advml.report.metrics import Metric, axis_title, interval_of, values_by_seed
 from advml.report.panels import Line, Panel
 from advml.runner import figures
 
+ENOUGH_TO_CUT = 15  # points of a curve whose beginning may run out of the frame
 NEVER_NEGATIVE = ("loss", "mse", "mae", "rmse", "ece")
 
 
@@ -43,6 +44,7 @@ def draw_curves(panels: Sequence[Panel], metric: Metric, axis: str) -> Picture |
         if (frame := frames[panel.problem]) is not None:
             axes.set_ylim(*frame)
         if axis == "step":
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
             _phases(axes, panel)
 
     about = _about(list(bands.values()), drawn, metric)
@@ -81,6 +83,7 @@ def draw_bars(panels: Sequence[Panel], metric: Metric) -> Picture:
                 axes.plot(seeds, low, "o", ms=3.5, mfc="white", mec="#444444", mew=0.8, zorder=4)
             axes.text(1.02, place, plus_minus(found, places), transform=axes.get_yaxis_transform(), va="center")
         axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.set_xlim(*_possible(metric, *axes.get_xlim()))
         if not far:
             axes.axvline(0, color="black", linewidth=0.8)
 
@@ -150,7 +153,12 @@ def _phases(axes: Axes, panel: Panel) -> None:
 
 
 def _frame(bands: Sequence[Band]) -> tuple[float, float] | None:
-    """Limits that leave out the first tenth of the curves, where that takes most of the height; otherwise None."""
+    """Limits that leave out the first tenth of the curves, where that takes most of the height; otherwise None.
+
+    Curves of few points are shown whole: a tenth of them is the first point, and that one says where they began.
+    """
+    if min(len(band.x) for band in bands) < ENOUGH_TO_CUT:
+        return None
     start, stop = min(band.x[0] for band in bands), max(band.x[-1] for band in bands)
     every = [(x, y) for band in bands for ends in (band.low, band.high) for x, y in zip(band.x, ends, strict=True)]
     late = [y for x, y in every if x >= start + 0.1 * (stop - start)]
@@ -160,12 +168,16 @@ def _frame(bands: Sequence[Band]) -> tuple[float, float] | None:
 
 
 def _limits(axes: Axes, metric: Metric) -> None:
+    axes.set_ylim(*_possible(metric, *axes.get_ylim()))
+
+
+def _possible(metric: Metric, low: float, high: float) -> tuple[float, float]:
     """A fraction has no values outside [0, 1], and a loss none below 0, even where a symmetric interval has."""
-    low, high = axes.get_ylim()
     if "fraction" in axis_title(metric.name):
-        axes.set_ylim(max(low, -0.02), min(high, 1.02))
-    elif metric.name.rpartition("/")[2] in NEVER_NEGATIVE:
-        axes.set_ylim(bottom=max(low, -0.03 * high))
+        return max(low, -0.02), min(high, 1.02)
+    if metric.name.rpartition("/")[2] in NEVER_NEGATIVE:
+        return max(low, -0.03 * high), high
+    return low, high
 
 
 def _with(panel: Panel, lines: Sequence[Line]) -> Panel:

@@ -85,7 +85,7 @@ def _heat(gathered: Gathered, metrics: Sequence[str], axis: str | None) -> Itera
 
 
 def _budget(gathered: Gathered, metrics: Sequence[str], axis: str | None) -> Iterator[tuple[str, Picture]]:
-    if len(gathered.groups) < 2:
+    if sum(bool(group.runs) for group in gathered.groups) < 2:
         return
     axes = [axis] if axis and axis != "step" else [*_varying(gathered), "seconds"]
     for metric in choose(gathered, metrics):
@@ -120,10 +120,13 @@ def _importance(gathered: Gathered, metrics: Sequence[str], axis: str | None) ->
 
 
 def _varying(gathered: Gathered) -> list[str]:
-    """The first counter of work that differs by more than a twentieth between configurations, if any does."""
+    """The first counter of work that differs by more than a twentieth between configurations of one problem."""
     for counter in ("samples", "gradients", "updates"):
-        means = {interval.mean for group in gathered.groups if (interval := interval_of(group, counter))}
-        if means and max(means) > 1.05 * min(means):
+        means: dict[str, list[float]] = {}
+        for group in gathered.groups:
+            if (interval := interval_of(group, counter)) is not None:
+                means.setdefault(group.problem, []).append(interval.mean)
+        if any(max(of) > 1.05 * min(of) for of in means.values()):
             return [counter]
     return []
 

@@ -200,7 +200,7 @@ class TestCompletion:
     def test_verbs_kinds_and_folders(self, complete, inside):
         (inside / "outputs/ewc").mkdir(parents=True)
         assert complete("advml re", "advml list exp", "advml data ver", "advml resume outputs/e") == [
-            ["resume", "reproduce"], ["experiments"], ["verify"], ["outputs/ewc"]
+            ["resume", "reproduce", "report"], ["experiments"], ["verify"], ["outputs/ewc"]
         ]  # fmt: skip
 
     def test_bash_can_read_it(self, run_cli):

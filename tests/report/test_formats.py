@@ -79,12 +79,14 @@ class TestLatex:
         text = formats.as_latex(comparison)
         assert text.startswith("% \\usepackage{booktabs}\n\\begin{tabular}{rlrr}\n\\toprule\n\\# & model & seeds & ")
         body = [line for line in text.splitlines() if line.endswith("\\\\")]
-        assert body[1] == "1 & big\\_50\\% & 3 of 4 & \\textbf{0.920} $\\pm$ 0.025$^\\star$ \\\\"
-        assert body[2].startswith("2 & small|\\&\\# & 3 & 0.820 $\\pm$ ")
+        assert body[1] == "1 & big\\_50\\% & 3 of 4 & \\textbf{0.920} $\\pm$ 0.025\\rlap{$^\\star$} \\\\"
+        assert body[2].startswith("2 & small\\textbar{}\\&\\# & 3 & 0.820 $\\pm$ ")
         for line in body:
-            bare = re.sub(r"\\[%&#_$\\]|\$[^$]*\$|\\textbf\{[^{}]*\}", "", line)
+            bare = re.sub(r"\\[%&#_$\\]|\$[^$]*\$|\\textbf\{[^{}]*\}|\\textbar\{\}|\\rlap\{\}", "",
+                          re.sub(r"\$[^$]*\$", "", line))
             assert not re.search(r"[%#_^{}$]", bare), line
             assert re.sub(r"\\&", "", line).count("&") in (3, 6)
+        assert "\\end{tabular}\n\n\\medskip\\noindent\n\\begin{tabular}" in text
         assert text.count("\\begin{tabular}") == text.count("\\end{tabular}") == 2
 
     def test_notes_are_comments(self, comparison):
@@ -97,17 +99,24 @@ class TestLatex:
     @pytest.mark.parametrize(("text", "escaped"), [
         ("a_b", "a\\_b"), ("50 %", "50 \\%"), ("\\cmd{x}", "\\textbackslash{}cmd\\{x\\}"),
         ("a~b^c", "a\\textasciitilde{}b\\textasciicircum{}c"), ("$x$ & #1", "\\$x\\$ \\& \\#1"),
-        ("−0.5 ± 1 – <", "$-$0.5 $\\pm$ 1 -- $<$"),
+        ('a|b"', "a\\textbar{}b\\char34{}"), ("−0.5 ± 1 – <", "$-$0.5 $\\pm$ 1 -- $<$"),
     ])  # fmt: skip
     def test_escapes(self, text, escaped):
         assert formats.latex_escaped(text) == escaped
+
+    def test_powers_of_ten_are_set_as_such(self, sweep):
+        for name, flops in (("1e-05", 2.5e9), ("b", 3e-7)):
+            sweep(name, method__name=name, result={"budget": {"flops_estimate": flops}, "summary": {"score": -flops}})
+        text = formats.as_latex(compare(gather([sweep.path]), ["score"]))
+        assert "1 & 1e-05 & 1 & $-$2.5$\\times10^{9}$ & 2.50$\\times10^{9}$ \\\\" in text  # a name stays as it is
+        assert "2 & b & 1 & $-$3$\\times10^{-7}$ & 3.00$\\times10^{-7}$ \\\\" in text
 
     def test_ties(self, sweep):
         for name, scores in (("a", [0.5, 0.6, 0.7]), ("b", [0.6, 0.7, 0.5])):
             for seed, accuracy in enumerate(scores):
                 sweep(f"{name}{seed}", seed=seed, accuracy=accuracy, method__name=name)
         text = formats.as_latex(compare(gather([sweep.path]), ["valid/accuracy"]))
-        assert len(re.findall(r"0\.60 \$\\pm\$ 0\.25\$\^\\circ\$", text)) == 1
+        assert len(re.findall(r"0\.60 \$\\pm\$ 0\.25\\rlap\{\$\^\\circ\$\}", text)) == 1
 
 
 class TestRich:
