@@ -34,6 +34,7 @@ WRONG = {
          "method.lr: must be greater than 0, not -0.1", "dataset.valid: must be less than 1, not 1",
          "model.dropout: must be less than 1, not 1"],
     ),
+    "more threads than any machine has": ("run threads=100000", ["threads=100000: must be at most 1024"]),
     "infinite": ("run method.lr=inf", ["method.lr: must be a finite number, not inf"]),
     "not one of": ("run precision=float16", ["precision: must be 'float32', 'float64' or 'bf16', not \"float16\""]),
     "a list of wrong members": ("run model.hidden=[8,0]", ["model.hidden.1: must be greater than 0, not 0"]),

@@ -239,6 +239,8 @@ def _explained(error: Exception) -> str:
     first = (str(error).splitlines() or [""])[0]
     if "does not have a deterministic implementation" in first:
         return f"{first.split(' does not')[0]} has no deterministic form on this device; use deterministic=warn"
+    if first.startswith("Expected more than 1 value per channel when training"):
+        return "a batch norm cannot learn from one example; choose a method.batch_size that leaves none alone at the end"
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return "the GPU's memory is full; use a smaller method.batch_size or model"
     return f"{type(error).__name__}: {first}"
