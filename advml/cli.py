@@ -27,8 +27,10 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code: 0 done, 1 failed, 2 wrong command or configuration, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if len(words) > 1 and words[0] in ("-h", "--help", "help"):
+        words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_help_of(words[1]) if words[:1] == ["help"] and words[1:] and words[1] in VERBS else HELP, end="")
+        print(HELP, end="")
         return 0
     if words[0] == "--version":
         print(f"advml {__version__}")
