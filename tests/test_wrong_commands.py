@@ -40,7 +40,8 @@ WRONG = {
     "a list of wrong members": ("run model.hidden=[8,0]", ["model.hidden.1: must be greater than 0, not 0"]),
     "a list too short, a list too long": (
         "run method.betas=[0.9] model=cnn model.channels=[1,2,3]",
-        ["method.betas: must be a list of 2 values, not [0.9]", "model.channels: must be a list of 2 values, not [1, 2, 3]"],
+        ["method.betas: must be a list of 2 values, not [0.9]",
+         "model.channels: must be a list of 2 values, not [1, 2, 3]"],
     ),
     "an empty list": ("run method.betas=[]", ["method.betas: must be a list of 2 values, not []"]),
     "a block for a list": ("run model.hidden={a:1}", ["model.hidden={a:1}: "]),
@@ -185,7 +186,7 @@ class TestSavedRuns:
         whole = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
         damages = {
             "status.json": [b"", b"{}", b"[]", b'{"state": 3}', b'{"state": "completed", "step": null, "attempt": 1}'],
-            "environment.json": [b"", b"null", b"{}"],
+            "environment.json": [b"", b"null", b"{}", b'{"device": "cpu", "threads": 1, "choices": 3}'],
             "config.yaml": [b"", b"- a\n- b\n", b"a: [", b"\xff\xfe", b"1: 2\n"],
             "result.json": [b"", b"{}", b'{"objective": {}, "metrics": {}, "budget": {}}'],
         }
@@ -217,6 +218,35 @@ class TestSavedRuns:
         assert line.startswith(f"advml: {folder.path}/checkpoints/last.pt: this checkpoint cannot be read")
         assert folder.status()["state"] == "failed"
         assert folder.status()["step"] == 2
+
+    @pytest.mark.parametrize("content", [{}, [1], {"total": 2, "method": {}}, "another network"])
+    def test_a_checkpoint_of_something_else(self, content, tiny, run_cli):
+        folder = tiny("limits.steps=2")
+        file = folder / "checkpoints/last.pt"
+        if content == "another network":
+            content = torch.load(file, weights_only=True)
+            content["method"]["network"]["head.bias"] = torch.zeros(7)
+        torch.save(content, file)
+        said = run_cli("resume", str(folder.path), "limits.steps=null")
+        assert said.code == 1
+        (line,) = said.err.splitlines()
+        assert line.endswith("start the run anew")
+        assert "checkpoint" in line
+        assert not (folder / "error.txt").exists()
+
+    def test_a_network_file_of_something_else(self, tiny, run_cli):
+        folder = tiny()
+        for content in ([1], {"recipe": {}}):
+            torch.save(content, folder / "checkpoints/model.pt")
+            said = run_cli("run", "model=run", f"model.path={folder.path}")
+            assert_lines(said, ["model.pt: cannot be read: it holds no network of a run"])
+
+    def test_a_device_that_torch_does_not_know(self, tiny, run_cli):
+        folder = tiny("limits.steps=2")
+        environment = folder.environment()
+        (folder / "environment.json").write_text(json.dumps({**environment, "device": "tpu"}))
+        said = run_cli("resume", str(folder.path), "limits.steps=3")
+        assert_lines(said, ["was started on tpu, but here device=cpu is cpu"])
 
     @pytest.mark.parametrize("damage", ["shorter", "longer lines", "gone"])
     def test_damaged_records(self, damage, tiny, run_cli):
