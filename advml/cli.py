@@ -35,8 +35,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if words[0] == "--version":
         print(f"advml {__version__}")
         return 0
-    # Read once, when torch loads OpenMP: idle threads sleep instead of spinning, which costs nothing on a free machine
-    # and keeps small networks from becoming ten times slower on a shared one.
+    # Read once, when torch loads OpenMP: idle threads sleep instead of spinning, which would take the cores of a shared
+    # machine from other processes.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     verb, rest = words[0], words[1:]
     if verb not in VERBS:
