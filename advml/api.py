@@ -15,6 +15,7 @@ from advml.config import bind
 from advml.contracts import Network
 from advml.errors import AdvmlError, ConfigError
 from advml.models.build import load_bundle, rebuild
+from advml.nn.losses import masked
 from advml.runner.baselines import carry_out, plan
 from advml.runner.folder import RunFolder
 from advml.runner.run import Asked, start
@@ -65,13 +66,17 @@ class Run:
             raise ConfigError(f"{self.folder}: keeps no {state} network, only {', '.join(bundle['states'])}")
         return rebuild(bundle["recipe"], bundle["states"][state])
 
-    def predict(self, inputs: Any, state: str = "last") -> Tensor:
+    def predict(self, inputs: Any, state: str = "last", task: str | None = None) -> Tensor:
         """Outputs for raw inputs, prepared as in training.
 
         `inputs`: an array [N, ...] as stored by the data set (pixels 0 to 255, unscaled features), or a mapping of
-        names to such arrays where the data set has several inputs.
+        names to such arrays where the data set has several inputs. `task` ("task1", "task2", …) must be named where
+        each has a preparation of its own (permuted, rotated streams) or only its own outputs compete (the task
+        scenario; the others are −∞).
         """
-        trained = Trained(self.network(state), load_bundle(self.folder)["prepare"])
+        bundle = load_bundle(self.folder)
+        own = self._task(bundle, task)
+        trained = Trained(self.network(state), own["prepare"])
         raw: Mapping[str, Any] = inputs if isinstance(inputs, Mapping) else {trained.names[0]: inputs}
         if missing := [name for name in trained.names if name not in raw]:
             wanted, lacking = ", ".join(trained.names), ", ".join(missing)
@@ -80,7 +85,18 @@ class Run:
         tensors = [one if isinstance(one, Tensor) else torch.from_numpy(np.asarray(one)) for one in given]
         with torch.no_grad():
             outputs: Tensor = trained(*tensors)
-        return outputs
+        return masked(outputs, own.get("outputs"))
+
+    def _task(self, bundle: Mapping[str, Any], task: str | None) -> Mapping[str, Any]:
+        """`prepare` and `outputs` of a task; the whole bundle where tasks need not be told apart."""
+        tasks: Mapping[str, Mapping[str, Any]] = bundle.get("tasks", {})
+        if task is None and not tasks:
+            return bundle
+        if task is None or task not in tasks:
+            known = f"name one with task=: {', '.join(tasks)}" if tasks else "no task is to be named"
+            asked = "its tasks are prepared or masked differently" if task is None else f"task {task} is not of its own"
+            raise ConfigError(f"{self.folder}: {asked}; {known}")
+        return tasks[task]
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}, {self._folder.status()['state']})"

@@ -27,14 +27,16 @@ examples:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code: 0 done, 1 failed, 2 wrong command or configuration, 130 interrupted."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if len(words) > 1 and words[0] in ("-h", "--help", "help"):
+        words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_help_of(words[1]) if words[:1] == ["help"] and words[1:] and words[1] in VERBS else HELP, end="")
+        print(HELP, end="")
         return 0
     if words[0] == "--version":
         print(f"advml {__version__}")
         return 0
-    # Read once, when torch loads OpenMP: idle threads sleep instead of spinning, which costs nothing on a free machine
-    # and keeps small networks from becoming ten times slower on a shared one.
+    # Read once, when torch loads OpenMP: idle threads sleep instead of spinning, which would take the cores of a shared
+    # machine from other processes.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     verb, rest = words[0], words[1:]
     if verb not in VERBS:

@@ -34,9 +34,8 @@ from advml.roots import config_root, extra_roots, members
 FLAGS = ("--multirun", "-m", "--run", "-r", "--resolve", "--hydra-help", "--version")
 CFG, INFO = ("job", "hydra", "all"), ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 FLAGS_WITH_VALUE: Mapping[str, Sequence[str]] = {
-    "--config-dir": (), "-cd": (), "--config-name": (), "-cn": (), "--config-path": (), "-cp": (), "--package": (),
-    "-p": (), "--cfg": CFG, "-c": CFG, "--info": INFO, "-i": INFO, "--experimental-rerun": (),
-    "--shell-completion": (), "-sc": (),
+    "--config-dir": (), "-cd": (), "--config-name": (), "-cn": (), "--config-path": (), "-cp": (),
+    "--cfg": CFG, "-c": CFG, "--info": INFO, "-i": INFO, "--shell-completion": (), "-sc": (),
 }  # fmt: skip
 
 
@@ -183,6 +182,8 @@ def forced(overrides: Sequence[str], more_roots: Sequence[Path] = (), several: b
             if not matching:
                 mistakes.append(f"{word}: matches no {key}")
             prepared.append(f"{key}={','.join(matching)}")
+        elif key == "study" and parsed.type == OverrideType.CHANGE:
+            mistakes.append(f"{word}: a study is many runs; run it with: advml study {word.partition('=')[2]}")
         elif any((root / key).is_dir() for root in roots):
             mistakes += _unknown_choices(parsed, key, members(key, roots))
             if parsed.type == OverrideType.DEL or parsed.value() is not None:
@@ -267,6 +268,8 @@ def one_line_errors() -> Iterator[None]:
         raise ConfigError(key + (str(error).splitlines() or [type(error).__name__])[0]) from None
     except (HydraException, YAMLError) as error:
         said = str(error).partition("Config search path:")[0]
+        if said.startswith("Error merging override") and error.__cause__ is not None:
+            said = f"{said.partition('override ')[2].lstrip('+')}: {(str(error.__cause__).splitlines() or [''])[0]}"
         raise ConfigError(" ".join(said.split()) or type(error).__name__) from None
 
 

@@ -211,7 +211,11 @@ def _explain(error: ValidationError, cls: type, values: Mapping[str, Any], prefi
         # A location ends in names of union members, which are no keys of ours.
         path = _existing(detail["loc"], values)
         key = prefix + ".".join(map(str, path))
-        if detail["type"] == "missing":
+        if (length := _wanted_length(detail)) is not None:
+            at = tuple(detail["loc"][:-1]) if detail["type"] == "missing" else path
+            key = prefix + ".".join(map(str, at))
+            reasons[key], inputs[key] = [f"a list of {length} values"], _value_at(values, at)
+        elif detail["type"] == "missing":
             key = prefix + ".".join(map(str, detail["loc"]))
             yield f"{key}: must be given, like {key}=VALUE"
         elif detail["type"] == "unexpected_keyword_argument":
@@ -229,6 +233,13 @@ def _explain(error: ValidationError, cls: type, values: Mapping[str, Any], prefi
             inputs[key] = _value_at(values, path)
     for key, alternatives in reasons.items():
         yield f"{key}: must be {' or '.join(alternatives)}, not {_shown(inputs[key])}"
+
+
+def _wanted_length(detail: Any) -> int | None:
+    """How many values a list of fixed length must have, where it has too many or too few."""
+    if detail["type"] == "missing" and isinstance(detail["loc"][-1], int):
+        return int(detail["loc"][-1]) + 1  # of several that are missing, the last is told last
+    return int(detail["ctx"]["max_length"]) if detail["type"] == "too_long" else None
 
 
 def _existing(location: tuple[int | str, ...], values: Any) -> tuple[int | str, ...]:

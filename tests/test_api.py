@@ -100,6 +100,25 @@ class TestLoad:
         with pytest.raises(ConfigError, match="the network needs image, not given: image"):
             run.predict({"picture": np.zeros((1, 1, 8, 8))})
 
+    @pytest.mark.parametrize(
+        ("view", "asks"),
+        [("stream_permuted", True), ("stream_rotated", True), ("stream", True), ("stream_class", False)],
+    )
+    def test_predicting_each_task_of_a_stream_gives_its_accuracy(self, view, asks, inside):
+        words = (f"view={view}", "view.tasks=3", "method.iterations=20", "baselines=off", *QUIET)
+        run = advml.run("method=finetune", *words)
+        stream = load_view(bind(run.config), print)
+        for task in stream:
+            raw = task.test.inputs["image"]
+            predicted = run.predict(raw, task=task.name if asks else None)
+            assert predicted.shape == (len(raw), 10)
+            accuracy = (predicted.argmax(1) == task.test.target).double().mean().item()
+            assert accuracy == pytest.approx(run.result["metrics"]["test"][f"accuracy/{task.name}"], abs=1e-12)
+        wrong = [None, "task4"] if asks else ["task1"]
+        for name in wrong:
+            with pytest.raises(ConfigError, match="task1, task2, task3$" if asks else "no task is to be named"):
+                run.predict(raw, task=name)
+
     def test_states(self, run):
         assert set(load(run.folder / "checkpoints/model.pt")["states"]) == {"last", "best"}
         with pytest.raises(ConfigError, match="keeps no average network, only last, best"):

@@ -34,9 +34,23 @@ WRONG = {
          "method.lr: must be greater than 0, not -0.1", "dataset.valid: must be less than 1, not 1",
          "model.dropout: must be less than 1, not 1"],
     ),
+    "more threads than any machine has": ("run threads=100000", ["threads=100000: must be at most 1024"]),
     "infinite": ("run method.lr=inf", ["method.lr: must be a finite number, not inf"]),
     "not one of": ("run precision=float16", ["precision: must be 'float32', 'float64' or 'bf16', not \"float16\""]),
     "a list of wrong members": ("run model.hidden=[8,0]", ["model.hidden.1: must be greater than 0, not 0"]),
+    "a list too short, a list too long": (
+        "run method.betas=[0.9] model=cnn model.channels=[1,2,3]",
+        ["method.betas: must be a list of 2 values, not [0.9]",
+         "model.channels: must be a list of 2 values, not [1, 2, 3]"],
+    ),
+    "an empty list": ("run method.betas=[]", ["method.betas: must be a list of 2 values, not []"]),
+    "a block for a list": ("run model.hidden={a:1}", ["model.hidden={a:1}: "]),
+    "a study as a group": ("run study=split_mnist", ["run it with: advml study split_mnist"]),
+    "Hydra's rerun": ("run --experimental-rerun job.pickle", ["--experimental-rerun: unknown option"]),
+    "help for nothing": ("help rnu", ["rnu: unknown verb; did you mean run?"]),
+    "runs among kinds": ("list runs methods", ["list runs: runs are listed alone"]),
+    "kinds in a folder": ("list methods outputs=here", ["list outputs: only runs lie there"]),
+    "check all and one": ("check --all method=ewc", ["check --all: takes no other word"]),
     "no list": ("run model.hidden=8", ["model.hidden: must be a list, not 8"]),
     "no block": ("run limits=3", ["limits: must be a block of keys, not 3"]),
     "a key below a value": ("run method.lr.first=1", ["method.lr: must be a valid number"]),
@@ -172,7 +186,7 @@ class TestSavedRuns:
         whole = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
         damages = {
             "status.json": [b"", b"{}", b"[]", b'{"state": 3}', b'{"state": "completed", "step": null, "attempt": 1}'],
-            "environment.json": [b"", b"null", b"{}"],
+            "environment.json": [b"", b"null", b"{}", b'{"device": "cpu", "threads": 1, "choices": 3}'],
             "config.yaml": [b"", b"- a\n- b\n", b"a: [", b"\xff\xfe", b"1: 2\n"],
             "result.json": [b"", b"{}", b'{"objective": {}, "metrics": {}, "budget": {}}'],
         }
@@ -204,6 +218,35 @@ class TestSavedRuns:
         assert line.startswith(f"advml: {folder.path}/checkpoints/last.pt: this checkpoint cannot be read")
         assert folder.status()["state"] == "failed"
         assert folder.status()["step"] == 2
+
+    @pytest.mark.parametrize("content", [{}, [1], {"total": 2, "method": {}}, "another network"])
+    def test_a_checkpoint_of_something_else(self, content, tiny, run_cli):
+        folder = tiny("limits.steps=2")
+        file = folder / "checkpoints/last.pt"
+        if content == "another network":
+            content = torch.load(file, weights_only=True)
+            content["method"]["network"]["head.bias"] = torch.zeros(7)
+        torch.save(content, file)
+        said = run_cli("resume", str(folder.path), "limits.steps=null")
+        assert said.code == 1
+        (line,) = said.err.splitlines()
+        assert line.endswith("start the run anew")
+        assert "checkpoint" in line
+        assert not (folder / "error.txt").exists()
+
+    def test_a_network_file_of_something_else(self, tiny, run_cli):
+        folder = tiny()
+        for content in ([1], {"recipe": {}}):
+            torch.save(content, folder / "checkpoints/model.pt")
+            said = run_cli("run", "model=run", f"model.path={folder.path}")
+            assert_lines(said, ["model.pt: cannot be read: it holds no network of a run"])
+
+    def test_a_device_that_torch_does_not_know(self, tiny, run_cli):
+        folder = tiny("limits.steps=2")
+        environment = folder.environment()
+        (folder / "environment.json").write_text(json.dumps({**environment, "device": "tpu"}))
+        said = run_cli("resume", str(folder.path), "limits.steps=3")
+        assert_lines(said, ["was started on tpu, but here device=cpu is cpu"])
 
     @pytest.mark.parametrize("damage", ["shorter", "longer lines", "gone"])
     def test_damaged_records(self, damage, tiny, run_cli):

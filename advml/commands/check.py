@@ -29,6 +29,8 @@ def main(arguments: Sequence[str]) -> int:
         check_fit(bind(tree))
         print("ok")
         return 0
+    if len(arguments) > 1:
+        raise ConfigError("check --all: takes no other word; one configuration: advml check GROUP=CHOICE KEY=VALUE")
     wrong = 0
     everything = [(group, name) for group in (*GROUPS, "experiment") for name in members(group)]
     for group, name in everything:

@@ -26,6 +26,10 @@ def main(arguments: Sequence[str]) -> int:
             raise ConfigError(
                 f"list {kind}: unknown kind{did_you_mean(kind, [*KINDS, 'runs'])}; there are {', '.join(KINDS)}, runs"
             )
+    if "runs" in kinds and kinds != ["runs"]:
+        raise ConfigError("list runs: runs are listed alone: advml list runs")
+    if outputs and kinds != ["runs"]:
+        raise ConfigError("list outputs: only runs lie there: advml list runs outputs=FOLDER")
     if kinds == ["runs"]:
         from advml.commands.runs import Asked, show_list
 

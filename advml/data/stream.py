@@ -115,6 +115,22 @@ class Stream:
         """That of the first task: later tasks of a permuted or rotated stream have their own."""
         return self.tasks[0].train.prepare
 
+    def each(self) -> dict[str, dict[str, Any]]:
+        """Task → its `prepare` and, where only these compete, its `outputs`; empty where no task has its own of either.
+
+        Whoever shows raw inputs to the trained network must then say which task they belong to.
+        """
+        kinds = {tuple(type(step) for steps in task.train.prepare.values() for step in steps) for task in self.tasks}
+        if len(kinds) == 1 and self.scenario != "task":  # a permutation or a rotation is a step that the first has not
+            return {}
+        return {
+            task.name: {
+                "prepare": {name: [step.state() for step in steps] for name, steps in task.train.prepare.items()},
+                "outputs": task.outputs.cpu() if self.scenario == "task" else None,
+            }
+            for task in self.tasks
+        }
+
     def to(self, device: torch.device, dtype: torch.dtype) -> Stream:
         """All tasks on a device."""
         return Stream(tuple(task.to(device, dtype) for task in self.tasks), self.scenario, self.spec, self.record)

@@ -49,5 +49,7 @@ def load_bundle(run: Path | str) -> dict[str, Any]:
     try:
         bundle: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
-        raise ConfigError(f"{path}: cannot be read: {(str(error).splitlines() or ['damaged'])[0]}") from None
+        raise ConfigError(f"{path}: cannot be read: {getattr(error, 'strerror', None) or 'it is damaged'}") from None
+    if not isinstance(bundle, dict) or not {"recipe", "states", "prepare"} <= bundle.keys():
+        raise ConfigError(f"{path}: cannot be read: it holds no network of a run")
     return bundle

@@ -39,7 +39,7 @@ def load_last(folder: RunFolder) -> dict[str, Any] | None:
     checkpoints = folder / "checkpoints"
     if not (checkpoints / "last.pt").exists():
         return None
-    last = _load(checkpoints / "last.pt")
+    last = _load(checkpoints / "last.pt", "metrics_bytes", "best_total")
     waiting = checkpoints / "best.new.pt"
     if waiting.exists():
         if _load(waiting)["total"] == last["best_total"]:
@@ -83,10 +83,12 @@ def _bytes(state: Mapping[str, Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _load(path: Any) -> dict[str, Any]:
+def _load(path: Any, *keys: str) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file makes the unpickler stumble in many ways
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = getattr(error, "strerror", None) or "it is damaged"
         raise AdvmlError(f"{path}: this checkpoint cannot be read ({reason}); start the run anew") from None
+    if not isinstance(state, dict) or not {"total", "method", *keys} <= state.keys():
+        raise AdvmlError(f"{path}: this checkpoint cannot be read (it holds something else); start the run anew")
     return state

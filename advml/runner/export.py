@@ -134,6 +134,7 @@ def _facts(run: RunFolder, state: str, bundle: Mapping[str, Any], trained: Train
         ],
         "output": {"shape": ["batch", *_output_shape(trained)], "target": target, "detail": detail},
         "prepare": {name: [_plain(step) for step in steps] for name, steps in bundle["prepare"].items()},
+        "task": next(iter(bundle.get("tasks", {})), None),
         "recipe": bundle["recipe"],
         "configuration": {key: value for key, value in run.tree().items() if key not in LOCAL},
         "result": result,
@@ -161,6 +162,8 @@ def _readme(facts: Mapping[str, Any], problem: str | None) -> str:
     inputs = "\n".join(f"- `{one['name']}`: {one['dtype']} {_shape(one)}" for one in facts["inputs"])
     steps = {name: " then ".join(step["kind"] for step in steps) for name, steps in facts["prepare"].items()}
     prepared = "; ".join(f"`{name}`: {said}" for name, said in steps.items() if said) or "nothing to do"
+    if facts["task"]:
+        prepared += f", as in {facts['task']} (other tasks differ from it in this, or in which outputs compete)"
     test = result["metrics"]["test"] if facts["state"] == "last" else (result.get("best") or {}).get("test", {})
     numbers = "\n".join(f"| {name} | {'–' if value is None else f'{value:.6g}'} |" for name, value in test.items())
     arguments = ", ".join(one["name"] for one in facts["inputs"])

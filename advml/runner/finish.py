@@ -104,12 +104,13 @@ def last_metrics(records: list[dict[str, Any]], split: str) -> dict[str, Any]:
 
 
 def save_network(folder: RunFolder, network: Network, states: Mapping[str, Any], view: Any) -> None:
-    """checkpoints/model.pt: recipe, weights (last and best), and the preparation of raw inputs where one serves all."""
+    """checkpoints/model.pt: recipe, weights (last and best), preparation of raw inputs, and of each task its own."""
     prepare = {} if view is None else view.prepare
     bundle = {
         "recipe": dict(network.recipe),
         "states": dict(states),
         "prepare": {name: [step.state() for step in steps] for name, steps in prepare.items()},
+        "tasks": view.each() if hasattr(view, "each") else {},
     }
     buffer = io.BytesIO()
     torch.save(bundle, buffer)

@@ -146,7 +146,10 @@ class RunFolder:
 
     def environment(self) -> dict[str, Any]:
         """environment.json."""
-        return self._json("environment.json", device=str, threads=int)
+        found = self._json("environment.json", device=str, threads=int)
+        if not isinstance(found.setdefault("choices", {}), dict):
+            raise ConfigError(f"{self / 'environment.json'}: damaged, its choices are no block")
+        return found
 
     def result(self) -> dict[str, Any]:
         """result.json. Raises ConfigError while the run is not completed."""

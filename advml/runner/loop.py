@@ -9,6 +9,7 @@ from typing import Any
 
 from advml.config import Limits, RunSettings
 from advml.contracts import At, Method, Objective, Phase, SplitName
+from advml.errors import AdvmlError
 from advml.runner.budget import Budget, used_up
 from advml.runner.checkpoint import copied
 from advml.runner.observers import Observer, Pruner
@@ -158,9 +159,13 @@ class Loop:
 
     def restore(self, last: Mapping[str, Any]) -> None:
         """Stand where a checkpoint stood."""
-        self.progress = Progress(**{name: last[name] for name in vars(self.progress)})
-        self.budget.counts = dict(last["counts"])
-        self.method.load_state_dict(last["method"])
+        try:
+            self.progress = Progress(**{name: last[name] for name in vars(self.progress)})
+            self.budget.counts = dict(last["counts"])
+            self.method.load_state_dict(last["method"])
+        except (KeyError, TypeError, RuntimeError) as error:  # RuntimeError: of torch, for tensors of other shapes
+            why = " ".join(str(error).split())[:200]
+            raise AdvmlError(f"the checkpoint is not one of this configuration ({why}); start the run anew") from error
 
 
 def _first(reasons: Sequence[str | None]) -> str | None:

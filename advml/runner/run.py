@@ -101,7 +101,7 @@ def resume(folder: RunFolder, bound: Bound, observers: Sequence[Observer] = ()) 
     try:
         before, status = folder.environment(), folder.status()
         device = environment.resolve_device(bound.run.device)
-        if torch.device(before["device"]).type != device.type:
+        if before["device"].partition(":")[0] != device.type:
             raise ConfigError(
                 f"{folder.path}: was started on {before['device']}, but here device={bound.run.device} is {device}; "
                 f"resume it on such a device or start a new run"
@@ -239,6 +239,8 @@ def _explained(error: Exception) -> str:
     first = (str(error).splitlines() or [""])[0]
     if "does not have a deterministic implementation" in first:
         return f"{first.split(' does not')[0]} has no deterministic form on this device; use deterministic=warn"
+    if first.startswith("Expected more than 1 value per channel when training"):
+        return "a batch norm cannot learn from one example; choose a method.batch_size that leaves none alone"
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return "the GPU's memory is full; use a smaller method.batch_size or model"
     return f"{type(error).__name__}: {first}"

@@ -43,6 +43,17 @@ def exported(run):
     return export(RunFolder.open(run.folder), "last", run.folder / "export/last").folder
 
 
+def test_a_network_of_several_tasks_says_whose_inputs_it_takes(tmp_path):
+    words = ("view=stream_permuted", "view.tasks=2", "method.iterations=2", "baselines=off", *QUIET)
+    run = advml.run("method=finetune", *words, f"outputs={tmp_path}/outputs")
+    folder = export(RunFolder.open(run.folder), "last", tmp_path / "out").folder
+    assert json.loads((folder / "export.json").read_text())["task"] == "task1"
+    assert "as in task1 (other tasks differ from it" in (folder / "README.md").read_text()
+    raw = torch.full((2, 1, 8, 8), 7.0)
+    program = torch.export.load(folder / "model.pt2").module()
+    assert torch.equal(program(raw), run.predict(raw, task="task1"))
+
+
 class TestFiles:
     def test_what_is_there(self, exported, run):
         assert {path.name for path in exported.iterdir()} == {
@@ -71,6 +82,7 @@ class TestFiles:
         assert (facts["run"], facts["state"], facts["step"]) == (run.folder.name, "last", 3)
         assert facts["program"] == {"file": "model.pt2", "largest_difference": 0.0}
         assert facts["configuration"]["method"] == run.config["method"]
+        assert facts["task"] is None
         (step,) = facts["prepare"]["image"]
         (ours,) = torch.load(run.folder / "checkpoints/model.pt", weights_only=True)["prepare"]["image"]
         assert step["kind"] == ours["kind"] == "affine"

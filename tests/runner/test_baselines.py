@@ -94,6 +94,10 @@ class TestRuns:
         first = run_cli("run", "method=ewc", *TINY, "baselines=off")
         folder = RunFolder.open(first.last)
         assert not (folder / "baselines").exists()
+        said = run_cli("resume", first.last)  # asked to have none, it has none for good
+        assert (said.code, said.err) == (0, "")
+        assert said.out == f"already completed at step {folder.status()['step']}\n{folder.path}\n"
+        assert not (folder / "baselines").exists()
         before = (folder / "result.json").stat().st_mtime_ns
         said = run_cli("resume", first.last, 'baselines={finetune:["method=finetune"]}')
         assert said.code == 0, said.err

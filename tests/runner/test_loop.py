@@ -227,6 +227,12 @@ class TestWholeRuns:
         message = start(bound(changed(step=step)), Asked("test")).message
         assert message.startswith("cumsum_cuda has no deterministic form on this device; use deterministic=warn")
 
+    def test_a_batch_norm_that_sees_one_example(self, bound):
+        words = ("model=mlp", "model.norm=batch", "method.batch_size=1", "method.epochs=1", "baselines=off")
+        outcome = start(bind(compose(["dataset=iris", "progress=off", *words])[0]), Asked("test"))
+        assert outcome.exit_code == 1
+        assert "a batch norm cannot learn from one example; choose a method.batch_size" in outcome.message
+
     def test_warnings_go_to_the_log(self, bound, capsys):
         def step(self, at):
             import warnings
