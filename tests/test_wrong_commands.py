@@ -74,6 +74,10 @@ WRONG = {
     "model does not fit data": (
         "run model=cnn dataset=iris", ["model=cnn: needs one image input", ]
     ),
+    "a mistake that the baselines share": (
+        "run method=ewc view=stream view.tasks=11",
+        ["view.tasks=11: the task scenario needs tasks of 2 or more classes, and there are 10; use view.tasks=2 to 5"],
+    ),
     "method needs data": ("run dataset=none", ["dataset=none: method=supervised needs data"]),
     "method needs a model": ("run model=none", ["model=none: method=supervised trains a network"]),
     "method needs another view": (
@@ -120,6 +124,7 @@ def assert_lines(said, parts):
     for part in parts:
         assert any(part in line for line in lines), (part, said.err)
     assert len(set(lines)) == len(lines)
+    assert not any(line.startswith("advml: baselines") for line in lines), said.err
     assert "Traceback" not in said.err
     assert max(map(len, lines)) < 400
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -28,7 +29,7 @@ def main(arguments: Sequence[str]) -> int:
     from advml.runner.folder import RunFolder
     from advml.runner.run import Asked, start
 
-    if not arguments or "=" in arguments[0]:
+    if not arguments or ("=" in arguments[0] and not Path(arguments[0]).exists()):
         raise ConfigError("reproduce: name the run folder: advml reproduce RUN (see: advml list runs)")
     old = RunFolder.open(arguments[0])
     if old.status()["state"] != "completed":

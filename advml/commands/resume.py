@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     from advml.runner.folder import RunFolder
     from advml.runner.run import Asked, Outcome, resume
 
-    if not arguments or "=" in arguments[0]:
+    if not arguments or ("=" in arguments[0] and not Path(arguments[0]).exists()):
         raise ConfigError("resume: name the run folder: advml resume RUN (see: advml list runs)")
     folder = RunFolder.open(arguments[0])
     overrides = allowed(arguments[1:])

@@ -14,7 +14,6 @@ the kinds):
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from typing import Any, Literal
 
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from advml.contracts import Batch, Network, Split
+from advml.nn.evaluation import evaluating
 
 Kind = Literal["exact", "sample", "empirical", "batched"]
 Engine = Literal["auto", "loop", "linear"]
@@ -132,18 +132,6 @@ def drawn(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     uniform = torch.rand(logits.shape, generator=generator, dtype=torch.float64)
     noise = -(-uniform.log()).log()
     return (logits + noise.to(logits.device)).argmax(1)
-
-
-@contextmanager
-def evaluating(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every module is in the mode it was in."""
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
 
 
 # --- engines: sums over examples, parameter name → tensor of its shape ---------------------------------------------

@@ -27,6 +27,7 @@ def plan(tree: Mapping[str, Any], options: Sequence[str] = ()) -> dict[str, dict
     `options`: --config-dir and its folder. One that would be the run itself is left out. Raises ConfigError with the
     mistakes of all.
     """
+    check_fit(bind(tree))  # a mistake of the run itself is told once, and as the run's
     found: dict[str, dict[str, Any]] = {}
     mistakes = []
     for name, words in tree["baselines"].items():

@@ -20,6 +20,17 @@ class TestResume:
         assert_same_run(whole.path, part.path)
         assert part.status()["attempt"] == 2
 
+    def test_a_folder_of_any_name(self, tiny, run_cli, inside):
+        outputs = inside / "lr=0.1, it's é"
+        outputs.mkdir()
+        made = tiny("limits.steps=2")
+        folder = outputs / made.path.name
+        made.path.rename(folder)
+        assert run_cli("resume", str(folder), "limits.steps=null").code == 0
+        said = run_cli("reproduce", str(folder))
+        assert said.code == 0, said.err
+        assert "identical" in said.out
+
     def test_a_completed_run_is_left_as_it_is(self, tiny, run_cli):
         folder = tiny()
         files = [path for path in folder.path.rglob("*") if path.is_file()]
