@@ -25,6 +25,7 @@ CountInt = Annotated[int, Ge(0)]
 PositiveFloat = Annotated[float, Gt(0)]
 CountFloat = Annotated[float, Ge(0)]
 Fraction = Annotated[float, Interval(ge=0, lt=1)]
+Path = Annotated[str, StringConstraints(min_length=1)]
 FolderName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.+-]*$")]
 Class = TypeVar("Class")
 
@@ -74,7 +75,7 @@ class RunSettings:
 
     seed: CountInt
     device: Annotated[str, StringConstraints(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
-    threads: PositiveInt | Literal["auto"]
+    threads: Annotated[int, Interval(gt=0, le=1024)] | Literal["auto"]
     deterministic: bool | Literal["warn"]
     precision: Literal["float32", "float64", "bf16"]
     evaluate_every: PositiveInt | Literal["auto", "never"]
@@ -85,8 +86,8 @@ class RunSettings:
     baselines: Mapping[FolderName, tuple[str, ...]]
     tracker: Literal["none", "tensorboard", "mlflow"]
     tracker_uri: str | None
-    outputs: str
-    data_dir: str | None
+    outputs: Path
+    data_dir: Path | None
     download: bool
     sweep: SweepSettings
 
@@ -227,6 +228,8 @@ def _explain(error: ValidationError, cls: type, values: Mapping[str, Any], prefi
         else:
             reason = detail["msg"].removeprefix("Input should be ").replace("a valid array", "a list")
             reason = reason.replace("an object", "a block of keys")
+            if detail["type"] == "string_too_short":
+                reason = "a text that is not empty"
             if detail["type"] == "string_pattern_mismatch":
                 reason = f"of the form {detail['ctx']['pattern'].strip('^$')}"
             reasons.setdefault(key, []).append(reason)

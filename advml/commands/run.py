@@ -31,12 +31,15 @@ if TYPE_CHECKING:
 def main(arguments: Sequence[str]) -> int:
     """Compose with Hydra, bind, run, show the result."""
     from advml.compose import as_tree, config_dirs, separate, through_hydra
+    from advml.errors import ConfigError
 
     options, overrides = separate(arguments)
     if "-m" in options or "--multirun" in options:
         from advml.commands import sweep
 
         return sweep.main([word for word in arguments if word not in ("-m", "--multirun")])
+    if any(word.lstrip("+").startswith("hydra.mode=") for word in overrides):
+        raise ConfigError("hydra.mode: for several runs write advml sweep")
     if "-sc" in options or "--shell-completion" in options:
         os.environ["COMP_LINE"] = os.environ.get("COMP_LINE", "").replace("advml run ", "advml ", 1)
     dirs = [word for folder in config_dirs(options) for word in ("--config-dir", str(folder))]  # not: --cfg job

@@ -40,16 +40,9 @@ def resolve_device(wanted: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-MOST_THREADS = 1024
-
-
 def resolve_threads(wanted: int | Literal["auto"]) -> int:
     """`auto` → the physical cores this process may use, at most 8: more hardly help, and bits depend on the number."""
-    if wanted == "auto":
-        return min(_physical_cores(), 8)
-    if wanted > MOST_THREADS:
-        raise ConfigError(f"threads={wanted}: must be at most {MOST_THREADS}; more would use up the memory")
-    return wanted
+    return min(_physical_cores(), 8) if wanted == "auto" else wanted
 
 
 def _physical_cores() -> int:
