@@ -135,5 +135,6 @@ class Supervised(Method):
         counts = confusion_matrix(predicted, self.data.test.target, target.count)
         names = [str(label) for label in range(target.count)]
         title = "Confusion on the test split"
-        matrix = Heatmap(counts.tolist(), names, names, "true class", "predicted class", title, "examples", decimals=0)
+        limits = (0.0, float(counts.max()))  # the colour of no examples is the same in all pictures
+        matrix = Heatmap(counts.tolist(), names, names, "true class", "predicted class", title, "examples", 0, limits)
         return {"confusion_matrix": matrix}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,9 +88,9 @@ def heading(key: str) -> str:
 
 
 def ordered(value: Any) -> tuple[int, float, str]:
-    """A sorting key: undefined, then numbers by size, then texts."""
+    """A sorting key: undefined, then numbers by size, then texts, in which numbers count too: [16] < [128]."""
     if value is None or value == ABSENT:
         return (0, 0.0, "")
     if isinstance(value, int | float) and not isinstance(value, bool):
         return (1, float(value), "")
-    return (2, 0.0, shown(value))
+    return (2, 0.0, re.sub(r"\d+", lambda digits: digits[0].zfill(20), shown(value)))

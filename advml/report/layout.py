@@ -32,7 +32,7 @@ def style_of(number: int) -> dict[str, Any]:
 
 def wrapped(label: str) -> str:
     """A label in lines that leave room for the picture."""
-    return fill(label, WIDEST, break_long_words=False)
+    return figures.plain(fill(label, WIDEST, break_long_words=False))
 
 
 def panelled(
@@ -114,7 +114,7 @@ def heatmaps(maps: Sequence[Heatmap], groups: Sequence[Group], about: str) -> Pi
 def _finish(axes: Axes, panel: Panel, lines: Literal["x", "both"]) -> None:
     axes.grid(alpha=0.3, axis=lines)
     axes.set_axisbelow(True)
-    axes.set_title(panel.title)
+    axes.set_title(figures.plain(panel.title))
 
 
 def _same_scale(drawn: Sequence[tuple[Axes, Panel]]) -> None:
@@ -132,4 +132,4 @@ def caption(figure: Figure, groups: Sequence[Group], about: str) -> None:
     names = [{group.settings.get(f"{block}.name") for group in groups} for block in blocks]
     common = " · ".join(str(next(iter(of))) for of in names if len(of) == 1 and of != {"plain"} and of != {None})
     lines = [fill(text, int(figure.get_figwidth() * 13)) for text in (common, about) if text]
-    figure.suptitle("\n".join(lines), fontsize=9, color="#333333")
+    figure.suptitle(figures.plain("\n".join(lines)), fontsize=9, color="#333333")

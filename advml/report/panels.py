@@ -56,15 +56,18 @@ def panels(gathered: Gathered, metric: Metric, most: int = LINES) -> list[Panel]
     naming = [key for key in keys if key not in split and any(_varies(key, bundle) for bundle in bundles.values())]
     bundles = {title: [(group, {key: values[key] for key in naming}) for group, values in bundle]
                for title, bundle in bundles.items()}  # fmt: skip
-    every = list(dict.fromkeys(label_of(group, values) for bundle in bundles.values() for group, values in bundle))
     made: list[Panel] = []
+    every: dict[str, int] = {}  # numbered as they are drawn: few lines have different colours, however many there are
     for title, bundle in bundles.items():
         if len(made) == MOST_PANELS:
             made[-1] = replace(made[-1], left_out=made[-1].left_out + len(bundle))
             continue
         kept = _kept(bundle, metric, most)
         labels = [label_of(group, values) for group, values in kept]
-        lines = [Line(label, every.index(label), group) for label, (group, _) in zip(labels, kept, strict=True)]
+        lines = [
+            Line(label, every.setdefault(label, len(every)), group)
+            for label, (group, _) in zip(labels, kept, strict=True)
+        ]
         made.append(Panel(title, lines, len(bundle) - len(kept)))
     return made
 

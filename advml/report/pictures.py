@@ -44,7 +44,7 @@ def draw_curves(panels: Sequence[Panel], metric: Metric, axis: str) -> Picture |
         if (frame := frames[panel.problem]) is not None:
             axes.set_ylim(*frame)
         if axis == "step":
-            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 2.5, 5, 10]))
+            axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
             _phases(axes, panel)
 
     about = _about(list(bands.values()), drawn, metric)
@@ -82,7 +82,7 @@ def draw_bars(panels: Sequence[Panel], metric: Metric) -> Picture:
                 low = [place + 0.27] * len(seeds)
                 axes.plot(seeds, low, "o", ms=3.5, mfc="white", mec="#444444", mew=0.8, zorder=4)
             axes.text(1.02, place, plus_minus(found, places), transform=axes.get_yaxis_transform(), va="center")
-        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_locator(MaxNLocator(5))  # as many as have room with four decimals
         axes.set_xlim(*_possible(metric, *axes.get_xlim()))
         if not far:
             axes.axvline(0, color="black", linewidth=0.8)

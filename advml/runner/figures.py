@@ -9,6 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
+from matplotlib.ticker import MaxNLocator
 
 from advml.contracts import Curve, Heatmap
 
@@ -17,6 +18,11 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "advml"}
+
+
+def plain(text: str) -> str:
+    """Text that matplotlib writes as it is: two dollar signs in a name would otherwise be a formula, or an error."""
+    return text.replace("$", r"\$")
 
 
 def draw(picture: Heatmap | Curve) -> dict[str, bytes]:
@@ -57,15 +63,15 @@ def heatmap_on(axes: Axes, picture: Heatmap) -> AxesImage:
     low, high = picture.limits or ((min(defined), max(defined)) if defined else (0.0, 1.0))
     image = axes.imshow(numbers, cmap="cividis", aspect="auto", vmin=low, vmax=high)
     longest = max(map(len, picture.columns))
-    axes.set_xticks(range(columns), picture.columns)
+    axes.set_xticks(range(columns), list(map(plain, picture.columns)))
     if longest > 6:
         axes.tick_params(axis="x", rotation=35)
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(rows), picture.rows)
-    axes.set_xlabel(picture.column_title)
-    axes.set_ylabel(picture.row_title)
-    axes.set_title(picture.title)
+    axes.set_yticks(range(rows), list(map(plain, picture.rows)))
+    axes.set_xlabel(plain(picture.column_title))
+    axes.set_ylabel(plain(picture.row_title))
+    axes.set_title(plain(picture.title))
     for spine in axes.spines.values():
         spine.set_visible(False)
     if rows * columns <= 400:
@@ -88,6 +94,8 @@ def _curve(picture: Curve) -> Figure:
             color=COLOURS[number % len(COLOURS)], linestyle=DASHES[number % len(DASHES)],
             marker=MARKERS[number % len(MARKERS)] if len(points) <= 30 else None, markersize=4,
         )  # fmt: skip
+    if all(float(x).is_integer() for x in picture.x):  # there is no step 2.5
+        axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel(picture.x_title)
     axes.set_ylabel(picture.y_title)
     axes.set_title(picture.title)

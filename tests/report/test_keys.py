@@ -67,3 +67,4 @@ def test_order():
     assert sorted([0.1, None, "b", 10, ABSENT, 0.02, "a", True], key=ordered) == [
         None, ABSENT, 0.02, 0.1, 10, "a", "b", True,
     ]  # fmt: skip
+    assert sorted([[128, 2], "task10", [16], "task9", [128]], key=ordered) == [[16], [128, 2], [128], "task9", "task10"]

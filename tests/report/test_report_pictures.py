@@ -11,6 +11,7 @@ from advml.errors import ConfigError
 from advml.report.gather import gather
 from advml.report.layout import style_of
 from advml.report.plots import draw
+from advml.runner import figures
 
 
 def texts(picture):
@@ -182,3 +183,53 @@ class TestStyles:
         gaps = np.flatnonzero(np.diff(dark) > 25)
         left, right = legend[:, dark[0]: dark[gaps[0]]], legend[:, dark[gaps[0] + 1]: dark[-1]]
         assert np.count_nonzero(left < 200) != np.count_nonzero(right[:, : left.shape[1]] < 200)
+
+
+class TestReadable:
+    def test_steps_are_whole(self, sweep):
+        for seed in range(2):
+            short = [{"step": step, "split": "valid", "accuracy": 0.1 * step} for step in range(4)]
+            sweep(str(seed), seed=seed, records=short)
+        written = texts(draw(gather([sweep.path]), ["curves"], ["valid/accuracy"])["curves_valid_accuracy"])
+        assert written[: written.index("step")] == ["0", "1", "2", "3"]
+
+    def test_curves_of_few_points_are_shown_whole(self, sweep):
+        def caption(points):
+            steep = [{"step": step, "split": "valid", "accuracy": min(0.8, 0.5 * step) + 0.001 * step}
+                     for step in range(points)]  # fmt: skip
+            sweep(str(points), method__epochs=points, records=steep)
+            return " ".join(texts(draw(gather([sweep.path / str(points)]), ["curves"])["curves_valid_accuracy"]))
+
+        assert "run out of the frame" not in caption(6)
+        assert "run out of the frame" in caption(40)
+
+    def test_no_axis_promises_more_than_all(self, sweep):
+        for seed, accuracy in enumerate((0.99, 0.8)):
+            sweep(str(seed), seed=seed, accuracy=accuracy)
+        written = texts(draw(gather([sweep.path]), ["bars"], ["valid/accuracy"])["bars_valid_accuracy"])
+        ticks = [float(text) for text in written[: written.index("valid accuracy (fraction correct)")]]
+        assert max(ticks) <= 1.0
+
+    def test_work_is_not_drawn_for_one_or_where_only_problems_differ_in_it(self, sweep):
+        sweep("a", method__name="a")
+        sweep("b", method__name="b", state="failed")
+        assert not any(name.startswith("budget") for name in draw(gather([sweep.path])))
+        sweep("c", method__name="a", dataset__name="wine", result={"budget": {"samples": 900}})
+        assert not any(name.endswith("samples") for name in draw(gather([sweep.path]), ["budget"]))
+
+    def test_the_best_of_many_have_different_colours(self, sweep):
+        for number in range(12):
+            sweep(str(number), accuracy=0.5 + 0.03 * (number % 7), method__lr=0.001 * 2**number)
+        made = draw(gather([sweep.path]), ["budget"], ["valid/accuracy"], "seconds")
+        svg = made["budget_valid_accuracy_seconds"]["svg"].decode()
+        assert {f"fill: {colour.lower()}" in svg for colour in figures.COLOURS[:-1]} == {True}
+
+    def test_dollars_are_no_formula(self, sweep):
+        for number, name in enumerate(("$HOME/$x", r"$\cmd{$", "a$b")):
+            for lr in (0.1, 0.2):
+                sweep(f"{number}-{lr}", method__name=name, method__lr=lr, dataset__name=r"$\no$")
+        made = draw(gather([sweep.path]), ["bars", "heatmap", "budget"], ["valid/accuracy"])
+        for picture in made.values():
+            written = " ".join(texts(picture))
+            assert "$HOME/$x" in written.replace(r"\$", "$")
+            assert r"$\cmd{$" in written.replace(r"\$", "$")
