@@ -81,8 +81,8 @@ def start(
             files.write_json(folder / "environment.json", {**described, "choices": dict(asked.choices)})
             files.write_text(folder / "command.txt", asked.command + "\n")
             files.write_text(folder / "overrides.txt", "".join(f"{line}\n" for line in asked.overrides))
-            if job.view is not None:
-                files.write_json(folder / "data.json", {"dataset": bound.dataset.name, **job.view.describe()})
+            if job.data is not None:
+                files.write_json(folder / "data.json", job.data)
             folder.write_status("running", 0, attempt=1)
             files.write_text(folder / "config.yaml", as_yaml(bound.tree))  # the last: from here on it is a run
             return job.carry_out(folder, attempt=1)
@@ -108,6 +108,7 @@ def resume(folder: RunFolder, bound: Bound, observers: Sequence[Observer] = ()) 
             )
         with numeric_settings(before["threads"], bound.run.deterministic):
             job = _Job(bound, device, observers)
+            job.check_data(folder)
             now = environment.describe(device, before["threads"], bound.run.precision)
             then, now = ({key: whole.get(key) for key in environment.BITS} for whole in (before, now))
             for line in environment.differences(then, now):
@@ -140,6 +141,7 @@ class _Job:
         self.observers = [progress_observer(run.progress), *observers]
         self.tracking = backend(run)  # before any work: a tracker that cannot be used is refused
         self.view = None if bound.dataset.name == "none" else load_view(bound, self.note)
+        self.data = None if self.view is None else {"dataset": bound.dataset.name, **self.view.describe()}
         reseed(run.seed, "setup")
         self.method: Method = bound.method.cls()
         view = None if self.view is None else self.view.to(device, DTYPES[run.precision])
@@ -149,6 +151,20 @@ class _Job:
 
     def note(self, text: str) -> None:
         self.observers[0].note(text)
+
+    def check_data(self, folder: RunFolder) -> None:
+        """Refuse to go on with other examples than the run began with; say it where only the files differ."""
+        if self.data is None or not (folder / "data.json").exists():
+            return
+        then, now = folder.data(), dict(self.data)
+        files_then, files_now = then.pop("files", {}), now.pop("files", {})
+        if other := [line.partition(":")[0] for line in environment.differences(then, now)]:
+            raise ConfigError(
+                f"{folder.path}: began with other examples than there are now ({', '.join(other)} in data.json); "
+                "bring those back or start a new run"
+            )
+        for line in environment.differences(files_then, files_now):  # unpacked, or another of right content
+            self.note(f"advml: since the run began, data file {line}; bits may differ from a run never stopped")
 
     def carry_out(self, folder: RunFolder, attempt: int, step: int = 0) -> Outcome:
         """Run to the end, a limit, a signal or an error, and write down which."""
