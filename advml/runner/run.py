@@ -70,7 +70,7 @@ def start(
     device = environment.resolve_device(bound.run.device)
     threads = environment.resolve_threads(bound.run.threads)
     with numeric_settings(threads, bound.run.deterministic):
-        job = _Job(bound, device, observers)
+        job = _job(bound, device, observers)
         given = folder is not None
         if folder is None:
             names = (part.name.replace(":", ".") for part in (bound.method, bound.dataset))  # my_module:MyMethod
@@ -107,7 +107,7 @@ def resume(folder: RunFolder, bound: Bound, observers: Sequence[Observer] = ()) 
                 f"resume it on such a device or start a new run"
             )
         with numeric_settings(before["threads"], bound.run.deterministic):
-            job = _Job(bound, device, observers)
+            job = _job(bound, device, observers)
             job.check_data(folder)
             now = environment.describe(device, before["threads"], bound.run.precision)
             then, now = ({key: whole.get(key) for key in environment.BITS} for whole in (before, now))
@@ -213,6 +213,16 @@ class _Job:
         return loop
 
 
+def _job(bound: Bound, device: torch.device, observers: Sequence[Observer]) -> _Job:
+    """Data and a set-up method. Memory that does not suffice is no fault of ours: AdvmlError says so."""
+    try:
+        return _Job(bound, device, observers)
+    except (MemoryError, RuntimeError) as error:
+        if (full := _memory_full(error)) is None:
+            raise
+        raise AdvmlError(full) from error
+
+
 def load_view(bound: Bound, note: Callable[[str], None]) -> Any:
     """The data set, divided and seen through the view, on the CPU; keyed by the run's seed or the data set's own."""
     dataset = bound.dataset.cls(bound.dataset.settings)
@@ -257,9 +267,17 @@ def _explained(error: Exception) -> str:
         return f"{first.split(' does not')[0]} has no deterministic form on this device; use deterministic=warn"
     if first.startswith("Expected more than 1 value per channel when training"):
         return "a batch norm cannot learn from one example; choose a method.batch_size that leaves none alone"
+    return _memory_full(error) or f"{type(error).__name__}: {first}"
+
+
+def _memory_full(error: Exception) -> str | None:
+    """What to do about an error that tells of too little memory (torch has a class for GPUs only); None for others."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return "the GPU's memory is full; use a smaller method.batch_size or model"
-    return f"{type(error).__name__}: {first}"
+    signs = ("can't allocate memory", "Storage size calculation overflowed")
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in signs):
+        return "the memory is full; use a smaller method.batch_size or model"
+    return None
 
 
 def _storage_error(error: OSError, folder: RunFolder) -> AdvmlError:
