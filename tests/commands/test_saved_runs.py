@@ -107,12 +107,13 @@ class TestResume:
     def test_on_changed_software_says_so(self, tiny, run_cli):
         folder = tiny("limits.steps=2")
         environment = folder.environment()
-        environment["packages"]["torch"] = "0.4.1"
+        environment["packages"]["torch"], environment["source"] = "0.4.1", "another commit"
         (folder / "environment.json").write_text(json.dumps(environment))
         said = run_cli("resume", str(folder.path), "limits.steps=3")
         assert said.code == 0
-        assert said.err.startswith("advml: since the run began, packages.torch: 0.4.1 → ")
-        assert said.err.count("\n") == 1
+        source, torch = said.err.splitlines()
+        assert source.startswith("advml: since the run began, source: another commit → ")
+        assert torch.startswith("advml: since the run began, packages.torch: 0.4.1 → ")
 
     def test_from_another_folder_and_by_a_relative_path(self, tiny, run_cli, inside, monkeypatch):
         folder = tiny("limits.steps=2")

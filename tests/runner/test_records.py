@@ -53,7 +53,7 @@ class TestRecorder:
         for split, name in (("train", "loss"), ("train", "penalty"), ("valid", "loss"), ("test", "loss")):
             with pytest.raises(NonFinite, match=rf"step 7: {name} of split {split} became .*smaller learning rate"):
                 recorder.record(7, "p", split, {name: torch.tensor(value)})
-        with pytest.raises(NonFinite, match="step 0: .* nothing is trained yet: look at the data"):
+        with pytest.raises(NonFinite, match=r"step 0: .* nothing is trained yet: look at the data"):
             recorder.record(0, "start", "valid", {"loss": value})
         assert file.read_bytes() == before
         assert len(recorder.records) == 1
