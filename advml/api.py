@@ -15,6 +15,7 @@ from advml.config import bind
 from advml.contracts import Network
 from advml.errors import AdvmlError, ConfigError
 from advml.models.build import load_bundle, rebuild
+from advml.nn.evaluation import BATCH
 from advml.nn.losses import masked
 from advml.runner.baselines import carry_out, plan
 from advml.runner.folder import RunFolder
@@ -83,9 +84,9 @@ class Run:
             raise ConfigError(f"{self.folder}: the network needs {wanted}, not given: {lacking}")
         given = (raw[name] for name in trained.names)
         tensors = [one if isinstance(one, Tensor) else torch.from_numpy(np.asarray(one)) for one in given]
-        with torch.no_grad():
-            outputs: Tensor = trained(*tensors)
-        return masked(outputs, own.get("outputs"))
+        with torch.no_grad():  # some at a time: a convolution's intermediate images take far more than its inputs
+            parts = [trained(*part) for part in zip(*(tensor.split(BATCH) for tensor in tensors), strict=True)]
+        return masked(torch.cat(parts), own.get("outputs"))
 
     def _task(self, bundle: Mapping[str, Any], task: str | None) -> Mapping[str, Any]:
         """`prepare` and `outputs` of a task; the whole bundle where tasks need not be told apart."""

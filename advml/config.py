@@ -165,7 +165,9 @@ def _meant(key: str, known: set[str], tree: Mapping[str, Any]) -> str:
 
 def _bind_part(group: registry.Kind, branch: Any, mistakes: list[str]) -> Part | None:
     if not isinstance(branch, Mapping) or not isinstance(branch.get("name"), str):
-        mistakes.append(f"{group}: must be a block with a name, not {_shown(branch)} (see: advml list {group}s)")
+        key, value = (f"{group}.name", branch.get("name")) if isinstance(branch, Mapping) else (group, branch)
+        what = "a name" if isinstance(branch, Mapping) else "a block with a name"
+        mistakes.append(f"{key}: must be {what}, not {_shown(value)} (see: advml list {group}s)")
         return None
     name = branch["name"]
     try:

@@ -12,7 +12,9 @@ import advml
 from advml.compose import compose
 from advml.config import bind
 from advml.errors import AdvmlError, ConfigError
+from advml.nn.evaluation import BATCH
 from advml.runner.run import load_view
+from advml.runner.trained import Trained
 
 QUIET = ("progress=off", "figures=false", "threads=1", "device=cpu")
 
@@ -118,6 +120,17 @@ class TestLoad:
         for name in wrong:
             with pytest.raises(ConfigError, match="task1, task2, task3$" if asks else "no task is to be named"):
                 run.predict(raw, task=name)
+
+    def test_predicting_many_takes_some_at_a_time(self, run, monkeypatch):
+        sizes = []
+        forward = Trained.forward
+        monkeypatch.setattr(Trained, "forward", lambda self, *raw: (sizes.append(len(raw[0])), forward(self, *raw))[1])
+        raw = np.arange(2500 * 64, dtype=np.float64).reshape(2500, 1, 8, 8) % 17
+        predicted = run.predict(raw)
+        assert sum(sizes) == len(predicted) == 2500
+        assert max(sizes) <= BATCH
+        assert torch.allclose(predicted[-3:], run.predict(raw[-3:]), atol=1e-5)
+        assert run.predict(raw[:0]).shape == (0, 10)
 
     def test_states(self, run):
         assert set(load(run.folder / "checkpoints/model.pt")["states"]) == {"last", "best"}

@@ -37,6 +37,9 @@ WRONG = {
     "no folder for outputs": ("run outputs=", ["outputs: must be a text that is not empty, not"]),
     "a sweep by way of Hydra": ("run hydra.mode=MULTIRUN", ["hydra.mode: for several runs write advml sweep"]),
     "more threads than any machine has": ("run threads=100000", ["threads: must be less than or equal to 1024"]),
+    "more tasks than memory": (
+        "run method=finetune view.tasks=1e9", ["view.tasks: must be less than or equal to 10000, not 1000000000"]
+    ),
     "infinite": ("run method.lr=inf", ["method.lr: must be a finite number, not inf"]),
     "not one of": ("run precision=float16", ["precision: must be 'float32', 'float64' or 'bf16', not \"float16\""]),
     "a list of wrong members": ("run model.hidden=[8,0]", ["model.hidden.1: must be greater than 0, not 0"]),
@@ -70,6 +73,10 @@ WRONG = {
     "a removed group": ("run ~model", ["model: must be a block with a name, not null (see: advml list models)"]),
     "a removed key": ("run ~method.lr", ["method.lr: must be given, like method.lr=VALUE"]),
     "a name of its own": ("run method.name=mine", ["method=mine: unknown method"]),
+    "a name that is none": (
+        "run method.name=null model.name=3",
+        ["method.name: must be a name, not null (see: advml list methods)", "model.name: must be a name, not 3 ("],
+    ),
     "a module that is not there": ("run method.name=my_module:Mine", ["cannot load my_module:Mine"]),
     "a class that is none": ("run method.name=json:JSONEncoder", ["method=json:JSONEncoder: is no method"]),
     "unknown group": ("run colour/red=1", ["colour/red=1: no such group of configuration files: colour/red"]),
@@ -156,6 +163,14 @@ def test_in_a_shell(name, inside):
     ended = subprocess.run(words, capture_output=True, text=True, cwd=inside, check=False)
     ended.code, ended.err = ended.returncode, ended.stderr
     assert_lines(ended, parts)
+    assert os.listdir(inside) == []
+
+
+@pytest.mark.parametrize("width", ["1e12", "1e18"])
+def test_more_memory_than_there_is(width, run_cli, inside):
+    said = run_cli("run", f"model.hidden=[{width}]")
+    assert said.code == 1
+    assert said.err == "advml: the memory is full; use a smaller method.batch_size or model\n"
     assert os.listdir(inside) == []
 
 

@@ -1,7 +1,8 @@
 """advml reproduce RUN [KEY=VALUE ...]
 
-Runs the saved configuration of RUN again, in a new folder, and compares: the environment key by key, the records byte
-by byte. Prints "identical" and exits with 0, or says what differs, by how much and where first, and exits with 1.
+Runs the saved configuration of RUN again, in a new folder, and compares: the environment, the configuration and the
+data key by key, the records byte by byte. Prints "identical" and exits with 0, or says what differs, by how much and
+where first, and exits with 1.
 
   advml reproduce outputs/ewc/digits/20261120-141502-9f3a
   advml reproduce outputs/ewc/digits/20261120-141502-9f3a device=cuda    how far another device is off
@@ -52,6 +53,9 @@ def main(arguments: Sequence[str]) -> int:
         print(f"environment  {line}")
     for line in differences(saved, {**tree, "threads": saved["threads"]}):
         print(f"config       {line}")
+    if (old / "data.json").exists() and (new / "data.json").exists():
+        for line in differences(old.data(), new.data()):
+            print(f"data         {line}")
     if same_bytes:
         print(f"identical: all {len(new.records())} records, byte by byte")
     else:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
 import torch
-from annotated_types import Ge, Interval
+from annotated_types import Interval
 from torch import Tensor
 
 from advml.config import settings
@@ -24,13 +24,14 @@ from advml.data.source import Splits
 from advml.errors import ConfigError
 
 Scenario = Literal["task", "domain", "class"]
+MOST_TASKS = 10_000  # each has its split, its mask and, of a permuted stream, its order: more would fill the memory
 
 
 @settings
 class StreamSettings:
     """The keys of configs/view/stream.yaml."""
 
-    tasks: Annotated[int, Ge(2)]
+    tasks: Annotated[int, Interval(ge=2, le=MOST_TASKS)]
     tasks_by: Literal["classes", "permutation", "rotation"]
     scenario: Scenario
     shuffle_classes: bool
@@ -132,8 +133,17 @@ class Stream:
         }
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Stream:
-        """All tasks on a device."""
-        return Stream(tuple(task.to(device, dtype) for task in self.tasks), self.scenario, self.spec, self.record)
+        """All tasks on a device; stored examples that tasks have in common (permuted, rotated) are moved once."""
+        moved: dict[int, Tensor] = {}
+
+        def shared(part: Split) -> Split:
+            for values in part.inputs.values():
+                if id(values) not in moved:
+                    moved[id(values)] = values.to(device)
+            return replace(part, inputs={name: moved[id(values)] for name, values in part.inputs.items()})
+
+        tasks = (replace(t, train=shared(t.train), valid=shared(t.valid), test=shared(t.test)) for t in self.tasks)
+        return Stream(tuple(task.to(device, dtype) for task in tasks), self.scenario, self.spec, self.record)
 
     def describe(self) -> Mapping[str, Any]:
         """Sizes, outputs and hashes."""

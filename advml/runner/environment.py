@@ -57,7 +57,7 @@ def _physical_cores() -> int:
     return len(cores)
 
 
-BITS = ("python", "platform", "cpu", "gpu", "packages")
+BITS = ("advml", "source", "python", "platform", "cpu", "gpu", "packages")
 """What may change the bits of a run that is gone on with, beside what resuming refuses to change."""
 
 
@@ -105,19 +105,28 @@ def _cpu_name() -> str:
 
 
 def _git(folder: Path) -> dict[str, Any] | None:
-    """Commit, whether anything differs from it, and a hash of that difference; None outside a git checkout."""
+    """Commit, whether anything differs from it (new files too), and a hash of that; None outside a git checkout."""
     if not (folder.parent / ".git").exists():
         return None
+    ours = ("--", "advml", "configs")
+    commands = (
+        ["rev-parse", "HEAD"],
+        ["diff", "HEAD", *ours],
+        ["ls-files", "-z", "--others", "--exclude-standard", *ours],
+    )
     try:
-        commit, diff = (
-            subprocess.run(["git", "-C", str(folder.parent), *command], capture_output=True, check=True, timeout=10)
-            for command in (["rev-parse", "HEAD"], ["diff", "HEAD", "--", "advml", "configs"])
+        commit, diff, new = (
+            subprocess.run(
+                ["git", "-C", str(folder.parent), *command], capture_output=True, check=True, timeout=10
+            ).stdout
+            for command in commands
         )
+        names = [os.fsdecode(name) for name in new.split(b"\0") if name]
+        changes = diff + b"".join(os.fsencode(name) + (folder.parent / name).read_bytes() for name in names)
     except (OSError, subprocess.SubprocessError):
         return None
-    dirty = bool(diff.stdout)
     return {
-        "commit": commit.stdout.decode().strip(),
-        "dirty": dirty,
-        "diff_sha256": hashlib.sha256(diff.stdout).hexdigest() if dirty else None,
+        "commit": commit.decode().strip(),
+        "dirty": bool(changes),
+        "diff_sha256": hashlib.sha256(changes).hexdigest() if changes else None,
     }

@@ -151,6 +151,10 @@ class RunFolder:
             raise ConfigError(f"{self / 'environment.json'}: damaged, its choices are no block")
         return found
 
+    def data(self) -> dict[str, Any]:
+        """data.json."""
+        return self._json("data.json")
+
     def result(self) -> dict[str, Any]:
         """result.json. Raises ConfigError while the run is not completed."""
         return self._json("result.json", objective=dict, metrics=dict, budget=dict)

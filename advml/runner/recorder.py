@@ -45,7 +45,8 @@ class Recorder:
         for name, value in values.items():
             if value is not None and not math.isfinite(value):
                 if split == "train" or name == "loss":
-                    raise NonFinite(f"step {step}: {name} of split {split} became {value}; try a smaller learning rate")
+                    cure = "try a smaller learning rate" if step else "nothing is trained yet: look at the data"
+                    raise NonFinite(f"step {step}: {name} of split {split} became {value}; {cure}")
                 values[name] = None
         where = {"step": step, "phase": phase, "split": split} | ({"state": state} if state else {})
         record = where | values

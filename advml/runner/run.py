@@ -70,7 +70,7 @@ def start(
     device = environment.resolve_device(bound.run.device)
     threads = environment.resolve_threads(bound.run.threads)
     with numeric_settings(threads, bound.run.deterministic):
-        job = _Job(bound, device, observers)
+        job = _job(bound, device, observers)
         given = folder is not None
         if folder is None:
             names = (part.name.replace(":", ".") for part in (bound.method, bound.dataset))  # my_module:MyMethod
@@ -81,8 +81,8 @@ def start(
             files.write_json(folder / "environment.json", {**described, "choices": dict(asked.choices)})
             files.write_text(folder / "command.txt", asked.command + "\n")
             files.write_text(folder / "overrides.txt", "".join(f"{line}\n" for line in asked.overrides))
-            if job.view is not None:
-                files.write_json(folder / "data.json", {"dataset": bound.dataset.name, **job.view.describe()})
+            if job.data is not None:
+                files.write_json(folder / "data.json", job.data)
             folder.write_status("running", 0, attempt=1)
             files.write_text(folder / "config.yaml", as_yaml(bound.tree))  # the last: from here on it is a run
             return job.carry_out(folder, attempt=1)
@@ -107,7 +107,8 @@ def resume(folder: RunFolder, bound: Bound, observers: Sequence[Observer] = ()) 
                 f"resume it on such a device or start a new run"
             )
         with numeric_settings(before["threads"], bound.run.deterministic):
-            job = _Job(bound, device, observers)
+            job = _job(bound, device, observers)
+            job.check_data(folder)
             now = environment.describe(device, before["threads"], bound.run.precision)
             then, now = ({key: whole.get(key) for key in environment.BITS} for whole in (before, now))
             for line in environment.differences(then, now):
@@ -140,6 +141,7 @@ class _Job:
         self.observers = [progress_observer(run.progress), *observers]
         self.tracking = backend(run)  # before any work: a tracker that cannot be used is refused
         self.view = None if bound.dataset.name == "none" else load_view(bound, self.note)
+        self.data = None if self.view is None else {"dataset": bound.dataset.name, **self.view.describe()}
         reseed(run.seed, "setup")
         self.method: Method = bound.method.cls()
         view = None if self.view is None else self.view.to(device, DTYPES[run.precision])
@@ -149,6 +151,20 @@ class _Job:
 
     def note(self, text: str) -> None:
         self.observers[0].note(text)
+
+    def check_data(self, folder: RunFolder) -> None:
+        """Refuse to go on with other examples than the run began with; say it where only the files differ."""
+        if self.data is None or not (folder / "data.json").exists():
+            return
+        then, now = folder.data(), dict(self.data)
+        files_then, files_now = then.pop("files", {}), now.pop("files", {})
+        if other := [line.partition(":")[0] for line in environment.differences(then, now)]:
+            raise ConfigError(
+                f"{folder.path}: began with other examples than there are now ({', '.join(other)} in data.json); "
+                "bring those back or start a new run"
+            )
+        for line in environment.differences(files_then, files_now):  # unpacked, or another of right content
+            self.note(f"advml: since the run began, data file {line}; bits may differ from a run never stopped")
 
     def carry_out(self, folder: RunFolder, attempt: int, step: int = 0) -> Outcome:
         """Run to the end, a limit, a signal or an error, and write down which."""
@@ -197,6 +213,16 @@ class _Job:
         return loop
 
 
+def _job(bound: Bound, device: torch.device, observers: Sequence[Observer]) -> _Job:
+    """Data and a set-up method. Memory that does not suffice is no fault of ours: AdvmlError says so."""
+    try:
+        return _Job(bound, device, observers)
+    except (MemoryError, RuntimeError) as error:
+        if (full := _memory_full(error)) is None:
+            raise
+        raise AdvmlError(full) from error
+
+
 def load_view(bound: Bound, note: Callable[[str], None]) -> Any:
     """The data set, divided and seen through the view, on the CPU; keyed by the run's seed or the data set's own."""
     dataset = bound.dataset.cls(bound.dataset.settings)
@@ -241,9 +267,17 @@ def _explained(error: Exception) -> str:
         return f"{first.split(' does not')[0]} has no deterministic form on this device; use deterministic=warn"
     if first.startswith("Expected more than 1 value per channel when training"):
         return "a batch norm cannot learn from one example; choose a method.batch_size that leaves none alone"
+    return _memory_full(error) or f"{type(error).__name__}: {first}"
+
+
+def _memory_full(error: Exception) -> str | None:
+    """What to do about an error that tells of too little memory (torch has a class for GPUs only); None for others."""
     if isinstance(error, torch.cuda.OutOfMemoryError):
         return "the GPU's memory is full; use a smaller method.batch_size or model"
-    return f"{type(error).__name__}: {first}"
+    signs = ("can't allocate memory", "Storage size calculation overflowed")
+    if isinstance(error, MemoryError) or any(sign in str(error) for sign in signs):
+        return "the memory is full; use a smaller method.batch_size or model"
+    return None
 
 
 def _storage_error(error: OSError, folder: RunFolder) -> AdvmlError:

@@ -66,6 +66,30 @@ class TestResume:
             torch.set_num_threads = original
         assert seen[0] == 3
 
+    def test_with_other_examples_is_refused(self, tiny, run_cli):
+        """As after a change of the data set, or of how examples are divided: old test examples would be trained on."""
+        folder = tiny("limits.steps=2")
+        data, before = folder.data(), (folder / "metrics.jsonl").read_bytes()
+        other = {**data, "test": {**data["test"], "index_sha256": "0" * 64}}
+        (folder / "data.json").write_text(json.dumps(other))
+        said = run_cli("resume", str(folder.path), "limits.steps=3")
+        assert said.code == 2
+        differ = "(test.index_sha256 in data.json)"
+        (line,) = said.err.splitlines()
+        assert line.startswith(f"advml: {folder.path}: began with other examples than there are now {differ}; ")
+        assert (folder / "metrics.jsonl").read_bytes() == before
+        assert folder.status()["state"] == "completed"
+
+    def test_other_files_with_equal_examples_are_told(self, tiny, run_cli):
+        folder = tiny("limits.steps=2")
+        (folder / "data.json").write_text(json.dumps({**folder.data(), "files": {"x.gz": "12"}}))
+        said = run_cli("resume", str(folder.path), "limits.steps=3")
+        assert said.code == 0
+        assert "advml: since the run began, data file x.gz: 12 → None; bits may differ" in said.err
+        said = run_cli("reproduce", str(folder.path))
+        assert "data         files.x.gz: 12 → None" in said.out
+        assert said.code == 0  # the records are equal all the same
+
     def test_on_another_kind_of_device_is_refused(self, tiny, run_cli):
         folder = tiny("device=auto", "limits.steps=2")
         (folder / "environment.json").write_text(json.dumps({**folder.environment(), "device": "cuda:0"}))
@@ -83,12 +107,13 @@ class TestResume:
     def test_on_changed_software_says_so(self, tiny, run_cli):
         folder = tiny("limits.steps=2")
         environment = folder.environment()
-        environment["packages"]["torch"] = "0.4.1"
+        environment["packages"]["torch"], environment["source"] = "0.4.1", "another commit"
         (folder / "environment.json").write_text(json.dumps(environment))
         said = run_cli("resume", str(folder.path), "limits.steps=3")
         assert said.code == 0
-        assert said.err.startswith("advml: since the run began, packages.torch: 0.4.1 → ")
-        assert said.err.count("\n") == 1
+        source, torch = said.err.splitlines()
+        assert source.startswith("advml: since the run began, source: another commit → ")
+        assert torch.startswith("advml: since the run began, packages.torch: 0.4.1 → ")
 
     def test_from_another_folder_and_by_a_relative_path(self, tiny, run_cli, inside, monkeypatch):
         folder = tiny("limits.steps=2")

@@ -283,6 +283,15 @@ def test_to_moves_everything_and_changes_nothing(tasks_by, dtype):
             assert torch.equal(after.split(name).target, before.split(name).target)
 
 
+@pytest.mark.parametrize("tasks_by", ["permutation", "rotation"])
+def test_tasks_with_the_same_examples_hold_them_once_on_a_device(tasks_by):
+    moved = stream(tasks_by=tasks_by, scenario="domain").to(torch.device("meta"), torch.float32)
+    for name in PARTS:
+        held = {id(task.split(name).inputs["image"]) for task in moved}
+        assert len(held) == 1
+        assert all(task.split(name).device.type == "meta" for task in moved)
+
+
 def test_describe_names_tasks_sizes_and_outputs():
     splits = divided()
     record = stream(splits, scenario="class", tasks=3).describe()

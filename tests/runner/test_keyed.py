@@ -123,6 +123,14 @@ class TestEnvironment:
         assert dirty["dirty"]
         assert dirty["commit"] == clean["commit"]
         assert len({dirty["diff_sha256"], dirtier["diff_sha256"], None}) == 3
+        (package / "é new.py").write_text("1\n")  # a file that git does not know yet may be what was run
+        new = environment._git(package)
+        (package / "é new.py").write_text("2\n")
+        assert len({each["diff_sha256"] for each in (dirtier, new, environment._git(package))}) == 3
+        (package / "a.py").write_text("1\n")
+        assert environment._git(package)["dirty"]
+        (tmp_path / ".gitignore").write_text("é new.py\n")
+        assert not environment._git(package)["dirty"]
 
     def test_differences(self):
         left = {"a": 1, "b": {"c": 2, "d": {"e": 3}}, "gone": 1}

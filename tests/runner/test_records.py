@@ -51,8 +51,10 @@ class TestRecorder:
         assert recorder.record(1, "p", "valid", {"auc": value, "accuracy": 0.5})["auc"] is None
         before = file.read_bytes()
         for split, name in (("train", "loss"), ("train", "penalty"), ("valid", "loss"), ("test", "loss")):
-            with pytest.raises(NonFinite, match=rf"step 7: {name} of split {split} became"):
+            with pytest.raises(NonFinite, match=rf"step 7: {name} of split {split} became .*smaller learning rate"):
                 recorder.record(7, "p", split, {name: torch.tensor(value)})
+        with pytest.raises(NonFinite, match=r"step 0: .* nothing is trained yet: look at the data"):
+            recorder.record(0, "start", "valid", {"loss": value})
         assert file.read_bytes() == before
         assert len(recorder.records) == 1
         recorder.close()
@@ -144,7 +146,7 @@ class TestCheckpoint:
     @staticmethod
     def last(total, best_total=None, weight=1.0):
         method = {"w": torch.full((2,), weight), "n": 3, "t": (1, None)}
-        return {"total": total, "best_total": best_total, "method": method}
+        return {"total": total, "best_total": best_total, "metrics_bytes": 0, "method": method}
 
     def test_comes_back_as_it_was(self, folder):
         checkpoint.save(folder, self.last(5), None)
