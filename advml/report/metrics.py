@@ -15,13 +15,13 @@ Mode = Literal["max", "min"]
 HIGHER = ("accuracy", "f1", "r2", "auc", "transfer")
 LOWER = ("loss", "mse", "mae", "rmse", "ece", "error", "forgetting", "perplexity")
 
-UNITS = {
+UNITS = {  # errors are measured on the target as the data set prepares it, mostly standardised
     "accuracy": "fraction correct",
     "f1": "0 to 1",
     "auc": "0 to 1",
     "ece": "0 to 1",
-    "mse": "squared units of the target",
-    "mae": "units of the target",
+    "mse": "squared units of the prepared target",
+    "mae": "units of the prepared target",
     "transfer": "difference of accuracies",
     "forgetting": "difference of accuracies",
     "seconds": "s",

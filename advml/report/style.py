@@ -19,7 +19,7 @@ p { margin: .75rem 0 .35rem; }
 code, pre { font: .85rem/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, "DejaVu Sans Mono", monospace; }
 pre { margin: .35rem 0; padding: .5rem .75rem; background: var(--tint); border-radius: 4px;
   white-space: pre-wrap; overflow-wrap: anywhere; }
-td code { white-space: nowrap; margin-right: .6em; }
+td code { display: inline-block; margin-right: .6em; overflow-wrap: anywhere; white-space: normal; }
 ul { padding-left: 1.25rem; }
 .wide { overflow-x: auto; margin: 1rem 0; }
 .wide:focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
