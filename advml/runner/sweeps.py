@@ -169,7 +169,8 @@ def job_folder(sweep: Path, own: Sequence[str], tree: Mapping[str, Any]) -> Path
 
 def readable(overrides: Sequence[str]) -> str:
     """Overrides as the name of a folder, of characters that neither a shell nor Hydra's own grammar gives a meaning."""
-    words = (re.sub(r"[^A-Za-z0-9_.]+", "-", word).strip("-") for word in overrides)
+    plain = (re.sub(r"(?<=\de)\+", "", word) for word in overrides)  # 1e+30 is not 1e-30
+    words = (re.sub(r"[^A-Za-z0-9_.]+", "-", word).strip("-") for word in plain)
     name = "+".join(word for word in words if word)
     return name[:NAME_LENGTH].rstrip("+-.") or "defaults"
 

@@ -463,7 +463,7 @@ def test_the_saved_network_takes_raw_images_of_the_first_task(inside, play, view
     run = advml.run(*small("finetune", view), *QUIET)
     task = play(*small("finetune", view)).view[0]
     raw = task.test.inputs["image"]
-    found = float((run.predict(raw).argmax(1) == task.test.target).double().mean())
+    found = float((run.predict(raw, task="task1").argmax(1) == task.test.target).double().mean())
     assert found == pytest.approx(run.result["metrics"]["test"]["accuracy/task1"])
     saved = torch.load(run.folder / "checkpoints/model.pt", weights_only=True)["prepare"]["image"]
     assert [type(restore(state)) for state in saved] == [type(step) for step in task.train.prepare["image"]]

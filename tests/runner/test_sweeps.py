@@ -48,6 +48,7 @@ class TestFolders:
     def test_readable(self):
         assert readable(["seed=0", "method.lr=0.1"]) == "seed-0+method.lr-0.1"
         assert readable(["method.name='a b/c'", "x=[1,2]"]) == "method.name-a-b-c+x-1-2"
+        assert readable(["lr=1e+30"]) != readable(["lr=1e-30"]) == "lr-1e-30"
         assert readable([]) == readable(["="]) == "defaults"
 
     @given(st.lists(st.text(max_size=80), max_size=6))
