@@ -22,6 +22,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 OVERRIDES = [
     "dataset=iris", "model=linear", "method.epochs=2", "threads=1", "device=cpu", "progress=off", "figures=false",
+    "baselines=off",
 ]  # fmt: skip
 ADVML = [sys.executable, "-m", "advml"]
 
