@@ -6,12 +6,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 from forks import Forks
+from runs import QUIET, TINY
 
 torch.set_num_threads(1)
-
-# The smallest run that has everything: batches, evaluations, several checkpoints, a best state.
-TINY = ("dataset=iris", "model=linear", "method.epochs=4", "method.lr=0.05")
-QUIET = ("device=cpu", "threads=1", "progress=off", "figures=false")
 
 
 @dataclass

@@ -1,9 +1,13 @@
-"""What tests compare of two runs: everything that a clock, a process number or a random name does not change."""
+"""The smallest run, and what is compared of two: all that no clock, process number or random name changes."""
 
 import json
 from pathlib import Path
 
 import torch
+
+# The smallest run that has everything: batches, evaluations, several checkpoints, a best state.
+TINY = ("dataset=iris", "model=linear", "method.epochs=4", "method.lr=0.05")
+QUIET = ("device=cpu", "threads=1", "progress=off", "figures=false")
 
 UNEQUAL = ("seconds", "peak_memory_mb")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import QUIET, TINY
+from runs import QUIET, TINY
 
 import advml
 from advml.compose import compose

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import QUIET, TINY
+from runs import QUIET, TINY
 
 from advml.compose import with_overrides
 from advml.errors import AdvmlError, ConfigError

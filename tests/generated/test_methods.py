@@ -177,7 +177,7 @@ def test_a_whole_run_twice_and_once_more_after_a_limit(method, variant, inside):
     result = first.folder.result()
     assert load(first.folder / "checkpoints/last.pt")["total"] == result["budget"]["steps"]
     if result["parameters"] is not None:
-        assert set(load(first.folder / "checkpoints/model.pt")) == {"recipe", "states", "prepare"}
+        assert set(load(first.folder / "checkpoints/model.pt")) == {"recipe", "states", "prepare", "tasks"}
     steps = result["budget"]["steps"]
     limited = start(bound_to(method, variant, f"limits.steps={max(1, steps // 2)}"), Asked("test"))
     assert limited.state == "completed"

@@ -6,8 +6,7 @@ import signal
 import time
 
 import pytest
-from conftest import TINY
-from runs import assert_same_run, only_run
+from runs import TINY, assert_same_run, only_run
 
 from advml.runner.folder import RunFolder
 
