@@ -1,7 +1,7 @@
 """advml resume RUN [KEY=VALUE ...]
 
 Goes on with a run that was interrupted, crashed, failed or stopped by a limit, from its last checkpoint. The bits are
-those of a run that was never stopped: same threads, same precision, same kind of device.
+those of a run that was never stopped: same examples, threads and precision, same kind of device.
 
   advml resume outputs/ewc/digits/20261120-141502-9f3a
   advml resume outputs/ewc/digits/20261120-141502-9f3a limits.seconds=600     with another limit

@@ -1,49 +1,22 @@
-"""Continual methods: the reductions that must hold exactly, masks, the penalty, the matrix and its numbers."""
+"""Continual methods: the reductions that must hold exactly, masks, the penalty."""
 
-import json
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from continual_words import METHODS, VIEWS, small
+from sklearn.metrics import f1_score
 
-import advml
 from advml.data.plain import Plain
-from advml.data.prepare import restore
 from advml.data.stream import Stream
 from advml.data.union import Union
 from advml.errors import ConfigError
-from advml.methods.continual import metrics as numbers
 from advml.nn.fisher import fisher_diagonal
 from advml.nn.metrics import accuracy
 from advml.nn.optimisers import make_optimiser
 from advml.nn.training import train
-from advml.runner.artifacts import read_csv
-
-SMALL = (
-    "dataset.limit=400", "view.tasks=3", "method.iterations=20", "method.block=8", "method.lr=0.01",
-    "method.batch_size=16",
-)  # fmt: skip
-VIEWS = {
-    "task": ("view=stream",),
-    "class": ("view=stream_class",),
-    "domain": ("view=stream", "view.scenario=domain", "view.tasks=2"),
-    "permuted": ("view=stream_permuted",),
-    "permuted task": ("view=stream_permuted", "view.scenario=task"),
-    "rotated": ("view=stream_rotated",),
-}
-METHODS = {
-    "finetune": ("method=finetune",),
-    "ewc": ("method=ewc", "method.strength=10"),
-    "separate": ("method=ewc", "method.strength=10", "method.anchor=separate"),
-    "joint": ("method=joint",),
-    "restart": ("method=joint", "method.restart=true"),
-}
-
-
-def small(method="ewc", view="permuted", *more):
-    return (*METHODS[method], *VIEWS[view][:1], *SMALL, *VIEWS[view][1:], *more)
-
 
 # --- reductions ---------------------------------------------------------------------------------------------------
 
@@ -208,7 +181,7 @@ def test_evaluation_lets_the_right_outputs_compete(play, view):
     played = play(*small("finetune", view)).to_end_of(1)
     network = played.method.network.eval()
     found = played.evaluate()
-    expected = {}
+    expected, pooled = {}, []
     for number, task in enumerate(played.view):
         logits = network(task.test.batch(slice(None)).inputs).detach()
         if view == "class":
@@ -217,9 +190,17 @@ def test_evaluation_lets_the_right_outputs_compete(play, view):
             competing = task.outputs
         logits[:, ~competing] = -math.inf
         expected[f"accuracy/{task.name}"] = float(accuracy(logits, task.test.target))
+        pooled.append((logits.softmax(1), task.test.target))
     seen = [expected["accuracy/task1"], expected["accuracy/task2"]]
-    assert found == pytest.approx({"average_accuracy": sum(seen) / 2} | expected)
-    assert set(played.evaluate("valid")) == {"average_accuracy", "accuracy/task1", "accuracy/task2"}
+    chances, truth = (torch.cat(parts).numpy() for parts in zip(*pooled[:2], strict=True))
+    sure, chosen = chances.max(1), chances.argmax(1)
+    bins = np.clip(np.ceil(sure * 15).astype(int) - 1, 0, 14)
+    gaps = [abs((chosen == truth)[bins == one].sum() - sure[bins == one].sum()) for one in range(15)]
+    macro = f1_score(truth, chosen, average="macro")
+    expected |= {"average_accuracy": sum(seen) / 2, "macro_f1": macro, "ece": sum(gaps) / len(truth)}
+    assert found == pytest.approx(expected, rel=1e-5)
+    pooled = {"average_accuracy", "macro_f1", "ece"}
+    assert set(played.evaluate("valid")) == pooled | {"accuracy/task1", "accuracy/task2"}
 
 
 def test_before_any_training_there_is_nothing_to_validate(play):
@@ -369,101 +350,3 @@ def test_a_task_without_training_examples_is_refused(play):
     holed = Stream((stream[0], nobody, stream[2]), stream.scenario, stream.spec, stream.record)
     with pytest.raises(ConfigError, match=r"no training example for the task of classes 4/5/6"):
         play(*small("finetune", "task"), view=holed)
-
-
-# --- whole runs ---------------------------------------------------------------------------------------------------
-
-QUIET = ("device=cpu", "threads=1", "progress=off", "figures=false")
-
-
-def matrix_of(run):
-    """(corner, columns, row labels, values) of the artefact."""
-    header, *body = read_csv(run.folder / "artifacts/accuracy_matrix.csv")
-    return header[0], header[1:], [row[0] for row in body], [[float(value) for value in row[1:]] for row in body]
-
-
-@pytest.mark.parametrize("method", ["finetune", "ewc", "joint"])
-@pytest.mark.parametrize("view", ["task", "class", "permuted"])
-def test_matrix_and_summary_of_a_run(inside, method, view):
-    run = advml.run(*small(method, view), *QUIET)
-    corner, columns, rows, values = matrix_of(run)
-    labels = {
-        "task": ["0/1/2/3", "4/5/6", "7/8/9"],
-        "class": ["0/1/2/3", "4/5/6", "7/8/9"],
-        "permuted": ["natural", "order 1", "order 2"],
-    }[view]
-    assert corner == "trained up to \\ tested on"
-    assert columns == [f"task{number} ({label})" for number, label in enumerate(labels, start=1)]
-    assert rows == ["before", "after task1", "after task2", "after task3"]
-    before, matrix = values[0], values[1:]
-    assert all(0 <= value <= 1 for row in values for value in row)
-    assert min(matrix[0][0], matrix[1][1], matrix[2][2]) > 0.3  # it learns
-
-    summary = run.result["summary"]
-    assert summary["test_average_accuracy"] == pytest.approx(sum(matrix[2]) / 3)
-    assert summary["test_learning_accuracy"] == pytest.approx((matrix[0][0] + matrix[1][1] + matrix[2][2]) / 3)
-    back = [matrix[2][j] - matrix[j][j] for j in (0, 1)]
-    assert summary["test_backward_transfer"] == pytest.approx(sum(back) / 2)
-    lost = [max(matrix[0][0], matrix[1][0]) - matrix[2][0], matrix[1][1] - matrix[2][1]]
-    assert summary["test_forgetting"] == pytest.approx(sum(lost) / 2)
-    if view == "task":
-        assert summary["test_forward_transfer"] is None
-    else:
-        gained = [matrix[0][1] - before[1], matrix[1][2] - before[2]]
-        assert summary["test_forward_transfer"] == pytest.approx(sum(gained) / 2)
-    assert summary == pytest.approx(
-        {f"test_{k}": v for k, v in numbers.summarise(matrix, None if view == "task" else before).items()}
-    )
-    assert run.result["metrics"]["test"]["average_accuracy"] == pytest.approx(summary["test_average_accuracy"])
-    assert run.result["objective"]["value"] == run.result["metrics"]["valid"]["average_accuracy"]
-    assert run.result["best"] is None
-
-
-def test_a_run_stopped_early_has_fewer_rows_and_no_summary(inside):
-    run = advml.run(*small("ewc", "task"), *QUIET, "limits.steps=4")
-    _, _, rows, values = matrix_of(run)
-    assert rows == ["before", "after task1"]
-    assert [len(row) for row in values] == [3, 3]
-    assert run.result["summary"] == {}
-
-
-@pytest.mark.parametrize("method", ["finetune", "ewc", "joint"])
-def test_no_validation_split(inside, method):
-    run = advml.run(*small(method, "task"), *QUIET, "dataset.valid=0")
-    assert {record["split"] for record in run.records} == {"train", "test"}
-    assert run.result["objective"]["value"] is None
-    assert run.result["summary"]["test_average_accuracy"] > 0.4
-
-
-def test_no_test_split(inside):
-    run = advml.run(*small("ewc", "task"), *QUIET, "dataset.test=0")
-    assert {record["split"] for record in run.records} == {"train", "valid"}
-    assert run.result["summary"] == {}
-    assert not (run.folder / "artifacts/accuracy_matrix.csv").exists()
-
-
-@pytest.mark.parametrize("view", ["task", "permuted"])
-def test_the_fisher_in_a_checkpoint_is_that_of_its_weights(inside, play, view):
-    """A run stopped after task 1: what it holds is what its own network gives."""
-    run = advml.run(*small("ewc", view), *QUIET, "limits.steps=3")
-    state = torch.load(run.folder / "checkpoints/last.pt", weights_only=True)["method"]
-    assert state["begun"] == 1
-    stream = play(*small("ewc", view)).view
-    assert json.loads((run.folder / "data.json").read_text())["train"] == stream.record["train"]
-    expected = fisher_diagonal(run.model, stream[0].train, kind="exact", mask=stream[0].outputs)
-    assert expected.keys() == state["anchor"]["importance"].keys()
-    for name, value in state["anchor"]["importance"].items():
-        assert torch.equal(value, expected[name])
-        assert torch.equal(state["anchor"]["centre"][name], state["network"][name])
-    assert float(state["anchor"]["importance"]["head.weight"].max()) > 0
-
-
-@pytest.mark.parametrize("view", ["permuted", "rotated"])
-def test_the_saved_network_takes_raw_images_of_the_first_task(inside, play, view):
-    run = advml.run(*small("finetune", view), *QUIET)
-    task = play(*small("finetune", view)).view[0]
-    raw = task.test.inputs["image"]
-    found = float((run.predict(raw, task="task1").argmax(1) == task.test.target).double().mean())
-    assert found == pytest.approx(run.result["metrics"]["test"]["accuracy/task1"])
-    saved = torch.load(run.folder / "checkpoints/model.pt", weights_only=True)["prepare"]["image"]
-    assert [type(restore(state)) for state in saved] == [type(step) for step in task.train.prepare["image"]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from advml.config import PositiveInt, settings
@@ -29,7 +30,7 @@ from advml.errors import ConfigError
 from advml.methods.continual.metrics import accuracy_matrix, summarise
 from advml.nn.evaluation import predict
 from advml.nn.losses import make_loss
-from advml.nn.metrics import accuracy
+from advml.nn.metrics import accuracy, confusion_matrix, expected_calibration_error, macro_f1
 from advml.nn.optimisers import make_optimiser
 from advml.nn.training import TrainingSettings, batches_of, minibatches, rows_kept, train
 
@@ -116,19 +117,33 @@ class Continual(Method):
         )
 
     def evaluate(self, split: SplitName) -> Metrics:
-        """Accuracy of each task and their mean over the tasks begun; validation leaves out tasks still to come."""
-        tasks = self.stream.tasks if split != "valid" else self.stream.tasks[: self.begun]
-        metrics: dict[str, Tensor] = {}
-        for number, task in enumerate(tasks):
+        """Accuracy of each task and their mean over the tasks begun, whose examples together give macro-F1 and ECE;
+        validation leaves out tasks still to come.
+        """
+        accuracies: dict[str, Tensor] = {}
+        pooled: dict[str, Tensor] = {}
+        measured = self._outputs(split, len(self.stream) if split != "valid" else self.begun)
+        for number, outputs, target in measured:
+            accuracies[f"accuracy/{self.stream[number].name}"] = accuracy(outputs, target)
+        if seen := [(outputs, target) for number, outputs, target in measured if number < self.begun]:
+            first, *others = list(accuracies.values())[: len(seen)]
+            outputs, target = (torch.cat(parts) for parts in zip(*seen, strict=True))
+            pooled = {
+                "average_accuracy": sum(others, first) / len(seen),
+                "macro_f1": macro_f1(outputs.argmax(1), target, outputs.shape[1]),
+                "ece": expected_calibration_error(outputs.softmax(1), target),
+            }
+        return pooled | accuracies
+
+    def _outputs(self, split: SplitName, tasks: int) -> list[tuple[int, Tensor, Tensor]]:
+        """(number, outputs [N, C] behind its mask, target [N]) of each of the first tasks that has examples."""
+        found = []
+        for number, task in enumerate(self.stream.tasks[:tasks]):
             examples = task.split(split)
             if len(examples):
                 mask = self.stream.mask(number, self.begun)
-                outputs = predict(self.network, examples, mask, self.context.autocast)
-                metrics[f"accuracy/{task.name}"] = accuracy(outputs, examples.target)
-        names = [f"accuracy/{task.name}" for task in self.stream.tasks[: self.begun]]
-        seen = [metrics[name] for name in names if name in metrics]
-        average = {"average_accuracy": sum(seen[1:], seen[0]) / len(seen)} if seen else {}
-        return average | metrics
+                found.append((number, predict(self.network, examples, mask, self.context.autocast), examples.target))
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimiser, tasks begun."""
@@ -161,7 +176,7 @@ class Continual(Method):
         ).items()}  # fmt: skip
 
     def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
-        """The accuracy matrix R, before any training and after each task."""
+        """The accuracy matrix R, before any training and after each task; the confusion of all tasks at the end."""
         rows = self._rows(records)
         if not rows:
             return {}
@@ -172,7 +187,20 @@ class Continual(Method):
             list(rows.values()), named, list(labels.values()), "trained up to", "tested on", title, "accuracy",
             limits=(0.0, 1.0),
         )  # fmt: skip
-        return {"accuracy_matrix": matrix}
+        return {"accuracy_matrix": matrix, "confusion_matrix": self._confusion()}
+
+    def _confusion(self) -> Heatmap:
+        """Of the test examples of all tasks begun, each behind its own task's mask."""
+        target = self.stream.spec.target
+        assert isinstance(target, Classes)
+        each = [
+            confusion_matrix(outputs.argmax(1), truth, target.count)
+            for _, outputs, truth in self._outputs("test", self.begun)
+        ]
+        counts = torch.stack(each).sum(0)
+        names = [str(label) for label in range(target.count)]
+        title, limits = f"Confusion on the test split, {self.stream.scenario}-incremental", (0.0, float(counts.max()))
+        return Heatmap(counts.tolist(), names, names, "true class", "predicted class", title, "examples", 0, limits)
 
     def _rows(self, records: Sequence[Record]) -> dict[str, list[float]]:
         if not all(len(task.test) for task in self.stream):
