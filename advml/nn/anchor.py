@@ -74,6 +74,11 @@ class Anchor:
             total = total + quadratic.sum()
         return 0.5 * strength * total
 
+    def tensors(self) -> list[Tensor]:
+        """All that is kept, which is nothing before the first `consolidate`."""
+        kinds = [self.importance, self.centre, self.offset, self.constant]
+        return [] if self.empty else [value for kind in kinds for value in kind.values()]
+
     def state_dict(self) -> dict[str, Any]:
         """Tensors by kind and name."""
         kinds = ("importance", "centre", "offset", "constant")

@@ -92,6 +92,23 @@ def test_the_block_is_only_a_unit_of_recording(play, same, method, view, fresh):
     assert coarse.budget.counts == fine.budget.counts
 
 
+def test_one_pass_over_each_task(play, same):
+    """Online learning: every task lasts as long as its own examples, however many these are."""
+    online = play(*small("finetune", "task", "method.iterations=null", "method.epochs=1", "method.block=4"))
+    sizes = [len(task.train) for task in online.view]
+    assert len(set(sizes)) > 1
+    assert [phase.steps for phase in online.method.phases()] == [math.ceil(math.ceil(size / 16) / 4) for size in sizes]
+    assert online.go().budget.counts["samples"] == sum(sizes)
+    twice = play(*small("joint", "task", "method.iterations=null", "method.epochs=2", "method.block=4")).go()
+    assert twice.budget.counts["updates"] == sum(2 * math.ceil(size / 16) for size in sizes)
+
+
+@pytest.mark.parametrize("length", [("iterations=null", "epochs=null"), ("iterations=5", "epochs=1")])
+def test_a_task_has_one_length(play, length):
+    with pytest.raises(ConfigError, match=r"method\.iterations, method\.epochs: give one of the two"):
+        play(*small("finetune", "task", *(f"method.{word}" for word in length)))
+
+
 @pytest.mark.parametrize("method", ["finetune", "joint"])
 @pytest.mark.parametrize(("fresh", "updates"), [("true", [20, 20, 20]), ("false", [20, 40, 60])])
 def test_what_the_optimiser_remembers_of_earlier_tasks(play, method, fresh, updates):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -24,12 +24,14 @@ from advml.contracts import (
     Phase,
     Record,
     SplitName,
+    Step,
+    Table,
 )
-from advml.data.stream import Stream
+from advml.data.stream import Stream, Task
 from advml.errors import ConfigError
 from advml.methods.continual.metrics import accuracy_matrix, summarise
 from advml.nn.evaluation import predict
-from advml.nn.losses import make_loss
+from advml.nn.losses import Loss, make_loss
 from advml.nn.metrics import accuracy, confusion_matrix, expected_calibration_error, macro_f1
 from advml.nn.optimisers import make_optimiser
 from advml.nn.training import TrainingSettings, batches_of, minibatches, rows_kept, train
@@ -39,7 +41,8 @@ from advml.nn.training import TrainingSettings, batches_of, minibatches, rows_ke
 class ContinualSettings(TrainingSettings):
     """Keys of every continual method: configs/method/_base/continual.yaml."""
 
-    iterations: PositiveInt
+    iterations: PositiveInt | None
+    epochs: PositiveInt | None
     block: PositiveInt
     fresh_optimiser: bool
 
@@ -59,6 +62,8 @@ class Continual(Method):
         empty = [task.label for task in self.stream if not len(task.train)]
         if empty:
             raise ConfigError(f"view: no training example for the task of classes {', '.join(empty)}")
+        if (self.config.iterations is None) == (self.config.epochs is None):
+            raise ConfigError("method.iterations, method.epochs: give one of the two and set the other to null")
         try:
             self.loss = make_loss(self.config.loss, self.stream.spec.target, self.config.label_smoothing)
         except ValueError as error:
@@ -69,52 +74,88 @@ class Continual(Method):
 
     def phases(self) -> Sequence[Phase]:
         """A phase for each task, a step for each block of iterations."""
-        blocks = -(-self.config.iterations // self.config.block)
-        return [Phase(task.name, "block", blocks) for task in self.stream]
+        return [Phase(task.name, "block", -(-self.iterations(task) // self.config.block)) for task in self.stream]
+
+    def iterations(self, task: Task) -> int:
+        """Updates in a task: `iterations`, or so many that the task's own examples are seen `epochs` times."""
+        if self.config.iterations is not None:
+            return int(self.config.iterations)
+        return int(self.config.epochs * -(-len(task.train) // self.config.batch_size))
 
     def train_block(
         self,
         at: At,
+        *,
         examples: int | None = None,
         batches: Callable[[Tensor], Batch] | None = None,
+        loss: Loss | None = None,
         transform: Callable[[], None] | None = None,
+        after: Callable[[], None] | None = None,
+        earlier: bool = False,
     ) -> Tensor:
         """Train on one block of iterations of the task at hand; the mean loss.
 
         By default on the task's own examples; otherwise on `batches(index)`, with index int64 into `examples`.
-        `transform` changes the gradients before each update.
+        `loss` replaces the method's own, `transform` changes the gradients before each update, `after` is called after
+        it. `earlier`: the outputs of earlier tasks learn too, because the loss or the batches have something to say
+        about them; otherwise, in the task scenario, nothing moves them.
         """
         task = self.stream[at.phase]
         self.begun = at.phase + 1
         if at.index == 0 and self.config.fresh_optimiser:
             self.optimiser = make_optimiser(self.network.parameters(), self.config)
+        total = self.iterations(task)
         start = at.index * self.config.block
-        stop = min(start + self.config.block, self.config.iterations)
         indices = minibatches(
             len(task.train) if examples is None else examples,
             self.config.batch_size,
             start,
-            stop,
+            min(start + self.config.block, total),
             lambda epoch: self.context.rng("shuffle", at.phase, epoch),
         )
-        active = self.stream.mask(at.phase, self.begun)
-        chosen = batches_of(task.train, indices, active) if batches is None else map(batches, indices)
-        if batches is not None and self.stream.scenario == "task":  # a mixture of tasks trains the outputs of them all
-            for earlier in self.stream.tasks[: at.phase]:
-                active = active | earlier.outputs
+        mask = self.stream.mask(at.phase, self.begun)
+        kept = rows_kept(self.network.head, self.outputs_begun() if earlier else mask)
+
+        def updated() -> None:
+            if after is not None:
+                after()
+            kept()
+
         return train(
             self.network,
-            chosen,
-            self.loss,
+            batches_of(task.train, indices, mask) if batches is None else map(batches, indices),
+            self.loss if loss is None else loss,
             self.optimiser,
             settings=self.config,
             update=start,
-            total=self.config.iterations,
+            total=total,
             count=self.context.count,
             transform=transform,
-            after=rows_kept(self.network.head, active),
+            after=updated,
             autocast=self.context.autocast,
         )
+
+    def outputs_begun(self) -> Tensor:
+        """The outputs of all tasks whose training has begun, bool [C]."""
+        return torch.stack([task.outputs for task in self.stream.tasks[: self.begun]]).any(0)
+
+    def memory(self) -> tuple[Iterable[Tensor], int]:
+        """What is held for the sake of earlier tasks, beside the network: its tensors, and how many examples."""
+        return (), 0
+
+    def done(self, at: At, metrics: Metrics) -> Step:
+        """What `step` returns; after a task's last block with the memory held: `memory_parameters`, the network's
+        size; `memory_examples` and `memory_bytes`, what is held beside it.
+        """
+        if at.last:
+            tensors, examples = self.memory()
+            held: Metrics = {
+                "memory_parameters": sum(parameter.numel() for parameter in self.network.parameters()),
+                "memory_examples": examples,
+                "memory_bytes": sum(tensor.numel() * tensor.element_size() for tensor in tensors),
+            }
+            metrics = {**metrics, **held}
+        return Step(metrics)
 
     def evaluate(self, split: SplitName) -> Metrics:
         """Accuracy of each task and their mean over the tasks begun, whose examples together give macro-F1 and ECE;
@@ -164,16 +205,15 @@ class Continual(Method):
         return self.network
 
     def summary(self, records: Sequence[Record]) -> Metrics:
-        """ACC, BWT, FWT, forgetting and learning accuracy of a complete run, on the test split."""
+        """ACC, BWT, FWT, forgetting and learning accuracy of a complete run, on the test split; the memory held."""
         rows = self._rows(records)
         before = rows.pop("start", None)
         if len(rows) < len(self.stream):
             return {}
         # With an output of its own for each task, an unseen task's outputs are untrained: nothing can be transferred.
         multi_head = self.stream.scenario == "task"
-        return {f"test_{name}": value for name, value in summarise(
-            list(rows.values()), None if multi_head else before
-        ).items()}  # fmt: skip
+        found = summarise(list(rows.values()), None if multi_head else before)
+        return {f"test_{name}": value for name, value in found.items()} | memory_held(records)[-1]
 
     def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
         """The accuracy matrix R, before any training and after each task; the confusion of all tasks at the end."""
@@ -187,7 +227,14 @@ class Continual(Method):
             list(rows.values()), named, list(labels.values()), "trained up to", "tested on", title, "accuracy",
             limits=(0.0, 1.0),
         )  # fmt: skip
-        return {"accuracy_matrix": matrix, "confusion_matrix": self._confusion()}
+        held = memory_held(records)
+        names = list(held[0]) if held else []
+        memory = [[task.name, *row.values()] for task, row in zip(self.stream, held, strict=False)]
+        return {
+            "accuracy_matrix": matrix,
+            "confusion_matrix": self._confusion(),
+            "memory": Table(["task", *names], memory),
+        }
 
     def _confusion(self) -> Heatmap:
         """Of the test examples of all tasks begun, each behind its own task's mask."""
@@ -206,3 +253,12 @@ class Continual(Method):
         if not all(len(task.test) for task in self.stream):
             return {}
         return accuracy_matrix(records, self.phases(), [task.name for task in self.stream])
+
+
+def memory_held(records: Sequence[Record]) -> list[dict[str, int]]:
+    """The memory after each task that was ended: what `Continual.done` recorded."""
+    return [
+        {name: int(value) for name, value in record.items() if name.startswith("memory_")}
+        for record in records
+        if record["split"] == "train" and "memory_bytes" in record
+    ]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from advml.config import CountFloat, PositiveInt, settings
 from advml.contracts import At, Context, Step
@@ -46,7 +47,7 @@ class ElasticWeightConsolidation(Continual):
         metrics = {"loss": loss, "penalty": self.anchor.value(strength)}
         if at.last and at.phase + 1 < len(self.stream):  # nothing comes after the last task
             self._consolidate(at)
-        return Step(metrics)
+        return self.done(at, metrics)
 
     def _consolidate(self, at: At) -> None:
         config, task = self.config, self.stream[at.phase]
@@ -64,6 +65,10 @@ class ElasticWeightConsolidation(Continual):
             batch_size=config.fisher_batch_size,
         )
         self.anchor.consolidate(fisher, online=config.anchor == "online", decay=config.decay)
+
+    def memory(self) -> tuple[Iterable[Tensor], int]:
+        """The anchor: of the same size for any number of tasks."""
+        return self.anchor.tensors(), 0
 
     def state_dict(self) -> dict[str, Any]:
         """Adds the anchor."""

@@ -11,4 +11,4 @@ class Finetune(Continual):
 
     def step(self, at: At) -> Step:
         """A block of iterations."""
-        return Step({"loss": self.train_block(at)})
+        return self.done(at, {"loss": self.train_block(at)})

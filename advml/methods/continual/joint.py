@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from torch import Tensor
+
 from advml.config import settings
 from advml.contracts import At, Context, Step
 from advml.data.union import Union
@@ -35,4 +39,11 @@ class Joint(Continual):
             tasks = self.stream.tasks[: at.phase + 1]
             masks = [self.stream.mask(number, at.phase + 1) for number in range(len(tasks))]
             self.union = Union([task.train for task in tasks], masks)
-        return Step({"loss": self.train_block(at, len(self.union), self.union.batch)})
+        loss = self.train_block(at, examples=len(self.union), batches=self.union.batch, earlier=True)
+        return self.done(at, {"loss": loss})
+
+    def memory(self) -> tuple[Iterable[Tensor], int]:
+        """All training examples of the tasks before this one."""
+        kept = [task.train for task in self.stream.tasks[: self.begun - 1]]
+        tensors = [values for split in kept for values in (*split.inputs.values(), split.target)]
+        return tensors, sum(len(split) for split in kept)
