@@ -14,7 +14,6 @@ the kinds):
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -39,7 +38,7 @@ def fisher_diagonal(
     index: Tensor | None = None,
     generator: torch.Generator | None = None,
     engine: Engine = "auto",
-    batch_size: int = 500,
+    batch_size: int = 1000,
 ) -> dict[str, Tensor]:
     """The Fisher diagonal of every trainable parameter, by name, averaged over examples of `split`.
 
@@ -223,7 +222,7 @@ def _linear(network: Network, batches: Iterable[Batch], gradients: Directions) -
         for name, layer in watch.layers.items():
             if layer.inputs is not None and layer.deltas is not None:
                 if f"{name}.weight" in parameters:
-                    add_product(total[f"{name}.weight"], layer.deltas.T, layer.inputs.T)
+                    add_outer(total[f"{name}.weight"], layer.deltas, layer.inputs)
                 if f"{name}.bias" in parameters:
                     total[f"{name}.bias"] += layer.deltas.sum(0)
     return total
@@ -234,15 +233,10 @@ class _Watched:
 
     def __init__(self, layer: nn.Linear) -> None:
         self.plain = layer
-        self.weight = operand(layer.weight.detach())
+        self.weight = layer.weight.detach()
         self.bias = None if layer.bias is None else layer.bias.detach()
         self.inputs: Tensor | None = None
         self.deltas: Tensor | None = None
-
-    @cached_property
-    def transposed(self) -> Tensor:
-        """Wᵀ [in, out], arranged once for all backward passes."""
-        return operand(self.plain.weight.detach().T)
 
     def add(self, delta: Tensor) -> None:
         """Add Δ² [B, out]."""
@@ -264,7 +258,7 @@ class _Affine(torch.autograd.Function):
     def backward(ctx: Any, *deltas: Tensor) -> tuple[Tensor | None, None, None]:
         (delta,) = deltas
         ctx.layer.add(delta)
-        return product(delta, ctx.layer.transposed) if ctx.needs_input_grad[0] else None, None, None
+        return product_back(delta, ctx.layer.weight) if ctx.needs_input_grad[0] else None, None, None
 
 
 class _Watch(TorchFunctionMode):
@@ -304,33 +298,41 @@ class _Watch(TorchFunctionMode):
 # --- products ------------------------------------------------------------------------------------------------------
 
 
-def operand(b: Tensor) -> Tensor:
-    """b [N, K] as `product` likes it best.
+def suits_onednn(weight: Tensor) -> bool:
+    """Is oneDNN the fast way for the products of a layer with this weight [out, in]?
 
-    For float32 on processors with AVX-512 and unless b is small, that is oneDNN's layout: on AMD's the MKL inside torch
-    keeps to AVX2 and half the speed (seen with MKL 2024.2 on Zen 5), more than the way to oneDNN and back costs.
+    For float32 on processors with AVX-512 and unless it is small: on AMD's the MKL inside torch keeps to AVX2 and half
+    the speed (seen with MKL 2024.2 on Zen 5), more than the way to oneDNN and back costs.
     """
     onednn = torch.backends.mkldnn
-    suits = b.dtype == torch.float32 and b.device.type == "cpu" and min(b.shape) >= 128
-    if suits and onednn.is_available() and onednn.enabled and torch.backends.cpu.get_cpu_capability() == "AVX512":
-        return b.to_mkldnn()
-    return b
+    suits = weight.dtype == torch.float32 and weight.device.type == "cpu" and min(weight.shape) >= 128
+    return bool(
+        suits and onednn.is_available() and onednn.enabled and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    )
 
 
-def product(a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
-    """a bᵀ + bias [M, N] for a [M, K] and b [N, K], an `operand`."""
-    if not b.is_mkldnn:
-        return nn.functional.linear(a, b, bias)
-    return nn.functional.linear(a.to_mkldnn(), b, None if bias is None else bias.to_mkldnn()).to_dense()
+def product(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """a Wᵀ + bias [B, out] for a [B, in], W [out, in]."""
+    if suits_onednn(weight):
+        return nn.functional.linear(a.to_mkldnn(), weight, bias).to_dense()
+    return nn.functional.linear(a, weight, bias)
 
 
-def add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """Add a bᵀ to `total` [M, N], for a [M, K] and b [N, K]."""
-    b = operand(b) if len(a) >= 128 else b
-    if b.is_mkldnn:
-        total += product(a, b)
+def product_back(delta: Tensor, weight: Tensor) -> Tensor:
+    """Δ W [B, in] for Δ [B, out], W [out, in]: a linear layer's gradient with respect to its input."""
+    if suits_onednn(weight):
+        size = [len(delta), weight.shape[1]]
+        back: Tensor = torch.ops.aten.mkldnn_linear_backward_input(size, delta.to_mkldnn(), weight.contiguous())
+        return back.to_dense()
+    return delta @ weight
+
+
+def add_outer(total: Tensor, delta: Tensor, a: Tensor) -> None:
+    """Add Δᵀ a to `total` [out, in], for Δ [B, out], a [B, in]: a linear layer's gradient with respect to W."""
+    if suits_onednn(total):
+        total += torch.ops.aten.mkldnn_linear_backward_weights(delta.to_mkldnn(), a.to_mkldnn(), total, False)[0]
     else:
-        total.addmm_(a, b.T)
+        total.addmm_(delta.T, a)
 
 
 def keep_freed_memory() -> None:

@@ -10,7 +10,7 @@ from torch import nn
 
 from advml.contracts import Classes, Spec, Split
 from advml.models.mlp import Linear, LinearSettings
-from advml.nn.fisher import contrasts, drawn, fisher_diagonal, operand, product
+from advml.nn.fisher import add_outer, contrasts, drawn, fisher_diagonal, product, product_back, suits_onednn
 
 # --- against references --------------------------------------------------------------------------------------------
 
@@ -89,16 +89,26 @@ def test_wide_layers_in_float32(kind, capability, monkeypatch):
     close({name: value.double() for name, value in mine.items()}, expected, rtol=2e-6)
 
 
-@pytest.mark.parametrize(("rows", "columns", "inner"), [(130, 140, 150), (1, 128, 200), (300, 128, 127), (10, 20, 30)])
-def test_products(rows, columns, inner):
+@pytest.mark.parametrize("contiguous", [True, False])
+@pytest.mark.parametrize(("rows", "out", "inner"), [(130, 140, 150), (1, 128, 200), (300, 128, 127), (10, 20, 30)])
+def test_products(rows, out, inner, contiguous):
+    """In float64 plain products; in float32, where it suits, oneDNN's."""
     generator = seeded()
-    a, b = (torch.randn(n, inner, generator=generator, dtype=torch.float64) for n in (rows, columns))
-    bias = torch.randn(columns, generator=generator, dtype=torch.float64)
-    expected = a @ b.T + bias
-    torch.testing.assert_close(product(a, operand(b), bias), expected, rtol=0, atol=1e-12)
-    found = product(a.float().T.contiguous().T, operand(b.float().T.contiguous().T), bias.float())
-    torch.testing.assert_close(found.double(), expected, rtol=0, atol=5e-5)
-    assert operand(b.float()).is_mkldnn == (torch.backends.cpu.get_cpu_capability() == "AVX512" and inner >= 128)
+    shapes = [(rows, inner), (rows, out), (out, inner), (out,), (out, inner)]
+    doubles = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    a, delta, weight, bias, total = doubles
+    expected = [a @ weight.T + bias, a @ weight.T, delta @ weight, total + delta.T @ a]
+    for dtype, near in ((torch.float64, 1e-12), (torch.float32, 2e-4)):
+        a, delta, weight, bias, total = (values.to(dtype, copy=True) for values in doubles)
+        if not contiguous:
+            a, delta, weight = (values.T.contiguous().T for values in (a, delta, weight))
+        add_outer(total, delta, a)
+        found = [product(a, weight, bias), product(a, weight, None), product_back(delta, weight), total]
+        for mine, other in zip(found, expected, strict=True):
+            assert mine.layout == torch.strided
+            torch.testing.assert_close(mine.double(), other, rtol=0, atol=near)
+    widest = torch.backends.cpu.get_cpu_capability() == "AVX512"
+    assert suits_onednn(weight) == (widest and min(out, inner) >= 128)
 
 
 def test_index_chooses_examples():
