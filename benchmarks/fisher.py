@@ -54,7 +54,7 @@ def main() -> None:
 def compare(network: Network, split: Split, kind: Kind, repeats: int) -> None:
     """Check that all ways agree, time them and print the ratios."""
     runs: dict[str, Callable[[], dict[str, Tensor]]] = {
-        "closed form": lambda: fisher_diagonal(network, split, kind=kind, engine="linear"),
+        "closed form": lambda: fisher_diagonal(network, split, kind=kind, engine="closed"),
         "our loop": lambda: fisher_diagonal(network, split, kind=kind, engine="loop"),
         "batch-1 loop": lambda: batch_1_loop(network, split, kind),
     }

@@ -10,12 +10,13 @@ from torch import nn
 
 from advml.contracts import Classes, Spec, Split
 from advml.models.mlp import Linear, LinearSettings
-from advml.nn.fisher import add_outer, contrasts, drawn, fisher_diagonal, product, product_back, suits_onednn
+from advml.nn.fisher import contrasts, drawn, fisher_diagonal
+from advml.nn.products import add_outer, product, product_back, suits_onednn
 
 # --- against references --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("engine", ["loop", "linear"])
+@pytest.mark.parametrize("engine", ["loop", "closed"])
 def test_softmax_regression_by_hand(engine):
     """log p(c|x) has ∂/∂W_kj = (1[k=c] − p_k) x_j, and p_k (1−p_k)² + (1−p_k) p_k² = p_k (1−p_k): so exact
     F_kj = mean p_k (1−p_k) x_j², and empirical F_kj = mean (1[k=y] − p_k)² x_j²."""
@@ -32,7 +33,7 @@ def test_softmax_regression_by_hand(engine):
     close(empirical, {"head.weight": squared.T @ x**2 / 40, "head.bias": squared.mean(0)})
 
 
-@pytest.mark.parametrize("engine", ["loop", "linear", "auto"])
+@pytest.mark.parametrize("engine", ["loop", "closed", "auto"])
 @pytest.mark.parametrize("kind", ["exact", "empirical"])
 @pytest.mark.parametrize("masked", [False, True])
 def test_equals_definition(engine, kind, masked):
@@ -57,13 +58,13 @@ def test_closed_form_equals_loop(kind, activation, dtype, rtol):
     network = mlp(hidden=(9, 8, 7), activation=activation, dropout=0.3, dtype=dtype)
     split = examples(100, dtype=dtype)
     both = [
-        fisher_diagonal(network, split, kind=kind, engine=engine, generator=seeded()) for engine in ("linear", "loop")
+        fisher_diagonal(network, split, kind=kind, engine=engine, generator=seeded()) for engine in ("closed", "loop")
     ]
     close(*both, rtol=rtol)
     assert both[0]["head.weight"].dtype == dtype
 
 
-@pytest.mark.parametrize("engine", ["loop", "linear"])
+@pytest.mark.parametrize("engine", ["loop", "closed"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_result_does_not_depend_on_batch_size(engine, kind):
     network, split = mlp(), examples(520)
@@ -83,7 +84,7 @@ def test_wide_layers_in_float32(kind, capability, monkeypatch):
     if capability:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     network, split = mlp(hidden=(160, 140), inputs=150, dtype=torch.float32), examples(300, (150,), dtype=torch.float32)
-    mine = fisher_diagonal(network, split, kind=kind, engine="linear", batch_size=140)
+    mine = fisher_diagonal(network, split, kind=kind, engine="closed", batch_size=140)
     split = Split({"x": split.inputs["x"].double()}, split.target)
     expected = fisher_diagonal(network.double(), split, kind=kind, engine="loop")
     close({name: value.double() for name, value in mine.items()}, expected, rtol=2e-6)
@@ -139,7 +140,7 @@ def test_contrasts_factor_the_covariance(labels, scale):
     assert small.isfinite().all()
 
 
-@pytest.mark.parametrize("engine", ["loop", "linear"])
+@pytest.mark.parametrize("engine", ["loop", "closed"])
 def test_one_class_alone_informs_about_nothing(engine):
     mask = torch.tensor([False, False, True, False])
     fisher = fisher_diagonal(mlp(), examples(), engine=engine, mask=mask)

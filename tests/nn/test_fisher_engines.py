@@ -6,8 +6,11 @@ import torch
 from fisher_cases import KINDS, by_definition, close, examples, mlp, seeded
 from torch import nn
 
-from advml.contracts import Network, Split
-from advml.nn.fisher import fisher_diagonal, linear_layers
+from advml.contracts import Classes, Network, Spec, Split
+from advml.models.cnn import Cnn, CnnSettings
+from advml.models.conv4 import Conv4, Conv4Settings
+from advml.nn import per_example
+from advml.nn.fisher import fisher_diagonal
 
 
 class Convolutional(Network):
@@ -93,18 +96,112 @@ class InPlace(Network):
         return torch.tanh(self.body(inputs["x"]).mul_(3))
 
 
-UNSUITED = [Reused(2), Sequence(), Rows(), mlp(norm="layer"), mlp(norm="batch")]
+class Wrapped(Network):
+    """`body` on the 6 inputs as an image [1, 2, 3], then a linear head."""
+
+    def __init__(self, *body):
+        super().__init__()
+        self.body = nn.Sequential(*body, nn.Flatten())
+        self.head = nn.Linear(self.body(torch.zeros(2, 1, 2, 3)).shape[1], 4)
+
+    def features(self, inputs):
+        return self.body(inputs["x"].reshape(-1, 1, 2, 3))
+
+
+def wrapped(*makers):
+    torch.manual_seed(4)
+    return Wrapped(*(make() for make in makers))
+
+
+UNSUITED = [Reused(2), Rows()]
 UNSUITED += [Elsewhere(way) for way in ("as well", "product", "other bias", "no bias")]
-SUITED = [InPlace(), Reused(0), Elsewhere("function"), Elsewhere("without gradient")]
+UNSUITED += [wrapped(lambda: nn.Conv2d(1, 3, 3, padding="same"))]
+UNSUITED += [wrapped(lambda: nn.BatchNorm2d(1, track_running_stats=False))]
+UNSUITED += [wrapped(lambda: nn.Conv2d(1, 3, 1), lambda: nn.PReLU())]
+SUITED = [InPlace(), Reused(0), Elsewhere("function"), Elsewhere("without gradient"), Sequence()]
+SUITED += [mlp(norm="layer"), mlp(norm="batch")]
 
 
 @pytest.mark.parametrize("network", UNSUITED)
 @pytest.mark.parametrize("kind", ["exact", "empirical"])
 def test_other_networks_fall_back_to_the_loop(network, kind):
     network, split = network.double(), examples(12)
-    with pytest.raises(ValueError, match="engine linear needs"):
-        fisher_diagonal(network, split, kind=kind, engine="linear")
+    with pytest.raises(ValueError, match="engine closed needs"):
+        fisher_diagonal(network, split, kind=kind, engine="closed")
     close(fisher_diagonal(network, split, kind=kind), by_definition(network, split, kind))
+
+
+CONVOLUTIONS = {
+    "stride and padding": [lambda: nn.Conv2d(2, 6, 3, stride=2, padding=1)],
+    "groups": [lambda: nn.Conv2d(2, 6, (2, 3), groups=2, bias=False), nn.ReLU, lambda: nn.Conv2d(6, 6, 2, groups=6)],
+    "dilation": [lambda: nn.Conv2d(2, 3, 2, dilation=2), lambda: nn.ReLU(inplace=True), lambda: nn.Conv2d(3, 5, 2)],
+    "reflected": [lambda: nn.Conv2d(2, 3, 3, padding=1, padding_mode="reflect"), nn.Tanh],
+    "batch norm": [lambda: nn.Conv2d(2, 4, 3), lambda: nn.BatchNorm2d(4), nn.ReLU, lambda: nn.Conv2d(4, 3, 2)],
+    "group norm": [lambda: nn.Conv2d(2, 4, 3), lambda: nn.GroupNorm(2, 4), lambda: nn.ReLU(inplace=True)],
+    "layer norm": [lambda: nn.Conv2d(2, 4, 3), lambda: nn.LayerNorm((4, 3, 4)), lambda: nn.LayerNorm(4)],
+    "norm first": [lambda: nn.BatchNorm2d(2), lambda: nn.Conv2d(2, 4, 3)],
+}
+
+
+class Images(Network):
+    """Layers on images [2, 5, 6], a pool and a linear head."""
+
+    def __init__(self, makers):
+        super().__init__()
+        torch.manual_seed(4)
+        self.body = nn.Sequential(*(make() for make in makers), nn.AvgPool2d(2), nn.Flatten())
+        self.head = nn.Linear(self.body(torch.randn(9, 2, 5, 6)).shape[1], 4)  # moves running statistics as well
+
+    def features(self, inputs):
+        return self.body(inputs["x"])
+
+
+@pytest.mark.parametrize("layers", CONVOLUTIONS)
+@pytest.mark.parametrize("kind", ["exact", "empirical"])
+def test_convolutions_and_norms(layers, kind):
+    """Against the definition, by plain autograd; some chunks of examples are not full."""
+    network, split = Images(CONVOLUTIONS[layers]).double(), examples(13, shape=(2, 5, 6))
+    with torch.no_grad():
+        for value in network.parameters():
+            value += 0.1 * torch.randn(value.shape, generator=seeded(), dtype=value.dtype)  # scales other than 1
+    mine = fisher_diagonal(network, split, kind=kind, engine="closed", batch_size=5)
+    close(mine, by_definition(network, split, kind))
+    assert all(float(value.max()) > 0 for value in mine.values())
+
+
+@pytest.mark.parametrize("chunk", [1, 200, 1 << 20])
+def test_convolutions_do_not_depend_on_chunk_or_batch_size(chunk, monkeypatch):
+    monkeypatch.setattr(per_example, "CHUNK", chunk)
+    network, split = Images(CONVOLUTIONS["groups"]).double(), examples(120, shape=(2, 5, 6))
+    one, some, all_ = (fisher_diagonal(network, split, engine="closed", batch_size=size) for size in (1, 32, 500))
+    close(some, one)
+    close(all_, one)
+
+
+def conv4(**more):
+    return Conv4Settings(channels=6, groups=2, **more)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "model",
+    [
+        conv4(blocks=3, norm="batch", downsample="pool", dropout=0.2, readout="flatten"),
+        conv4(blocks=2, norm="group", downsample="stride", dropout=0.0, readout="mean"),
+        conv4(blocks=2, norm="none", downsample="pool", dropout=0.0, readout="flatten"),
+        CnnSettings(channels=(4, 6), kernel=3, hidden=8, norm="none", groups=1, dropout=0.0),
+    ],
+)
+def test_shipped_convolutional_networks(kind, model):
+    """float32 within 1e-5 of the largest entry of the loop."""
+    spec = Spec({"x": (1, 8, 8)}, Classes(4))
+    torch.manual_seed(4)
+    network = (Conv4 if isinstance(model, Conv4Settings) else Cnn)(spec, model)
+    split = examples(60, shape=(1, 8, 8), dtype=torch.float32)
+    both = [
+        fisher_diagonal(network, split, kind=kind, engine=engine, generator=seeded()) for engine in ("closed", "loop")
+    ]
+    close(*both, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -114,7 +211,6 @@ def test_convolutional_network_with_batch_norm(kind):
     network(split.batch(slice(None)).inputs)  # running statistics other than 0 and 1
     buffers = {name: value.clone() for name, value in network.named_buffers()}
     mine = fisher_diagonal(network, split, kind=kind, generator=seeded())
-    assert linear_layers(network) is None
     assert all(torch.equal(value, buffers[name]) for name, value in network.named_buffers())
     assert network.training
     if kind != "sample":
@@ -132,7 +228,7 @@ def test_falling_back_draws_what_the_loop_draws(network):
 @pytest.mark.parametrize("kind", ["exact", "empirical"])
 def test_other_networks_that_the_closed_form_serves(network, kind):
     network, split = network.double(), examples()
-    mine = fisher_diagonal(network, split, kind=kind, engine="linear")
+    mine = fisher_diagonal(network, split, kind=kind, engine="closed")
     close(mine, by_definition(network, split, kind))
 
 
@@ -140,11 +236,11 @@ def test_closed_form_refuses_mixed_precision():
     network, split = mlp(dtype=torch.float32), examples(dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
         with pytest.raises(ValueError, match="autocast"):
-            fisher_diagonal(network, split, engine="linear")
+            fisher_diagonal(network, split, engine="closed")
         assert fisher_diagonal(network, split).keys() == dict(network.named_parameters()).keys()
 
 
-@pytest.mark.parametrize("engine", ["loop", "linear"])
+@pytest.mark.parametrize("engine", ["loop", "closed"])
 def test_frozen_parameters_are_left_out(engine):
     network, split = mlp(), examples()
     everything = fisher_diagonal(network, split)
@@ -156,7 +252,7 @@ def test_frozen_parameters_are_left_out(engine):
 
 
 @pytest.mark.parametrize("kind", [*KINDS, "batched"])
-@pytest.mark.parametrize("engine", ["loop", "linear"])
+@pytest.mark.parametrize("engine", ["loop", "closed"])
 def test_network_is_left_as_it_was(kind, engine):
     network, split = mlp(dropout=0.5), examples(8)
     network.train()
