@@ -106,12 +106,12 @@ def _show(said: dict[str, Any]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from advml.report.published import difference_grid, main_grid, notes
+    from advml.report.published import difference_grid, main_grids, notes
 
     console = Console()
-    for grid in (main_grid(said), difference_grid(said)):
+    for number, grid in enumerate((*main_grids(said), difference_grid(said))):
         if grid is not None:
-            table = Table(title=said["title"] if grid[0][0] == "" else None, title_justify="left")
+            table = Table(title=None if number else said["title"], title_justify="left")
             for place, heading in enumerate(grid[0]):
                 table.add_column(Text(heading), justify="right" if place else "left", overflow="fold")
             for row in grid[1]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from advml.errors import AdvmlError
@@ -33,7 +34,7 @@ def document(study: Study, date: str) -> dict[str, Any]:
     """Every number of a completed study, as plain data. Raises AdvmlError for a run that has none."""
     asked = study.asked
     names = (asked.metric, *asked.also)
-    runs = {row: [_run(job, names) for job in jobs] for row, jobs in study.jobs.items()}
+    runs = {cell: [_run(job, names) for job in jobs] for cell, jobs in study.jobs.items()}
     every = [run for of in runs.values() for run in of]
     return {
         "study": study.name,
@@ -53,7 +54,7 @@ def document(study: Study, date: str) -> dict[str, Any]:
         "also": list(asked.also),
         "against": asked.against,
         "seeds": [run.seed for run in next(iter(runs.values()))],
-        "rows": {row: _row(study, row, of) for row, of in runs.items()},
+        "rows": {cell: _row(study, cell, of) for cell, of in runs.items()},
         "differences": _differences(study, runs),
     }
 
@@ -67,12 +68,13 @@ def _run(job: Job, names: Sequence[str]) -> Run:
     return found
 
 
-def _row(study: Study, row: str, runs: Sequence[Run]) -> dict[str, Any]:
-    of = study.asked.rows[row]
+def _row(study: Study, cell: str, runs: Sequence[Run]) -> dict[str, Any]:
+    of = study.asked.cells[cell]
     scaled = {name: [study.asked.scale * run.numbers[name] for run in runs] for name in _names(study)}
     return {
         "overrides": [*study.asked.settings, *of.run],
         "reported": of.reported,
+        **({} if of.column is None else {"row": of.row, "column": of.column}),
         **{name: _interval(t_interval(values)) for name, values in scaled.items()},
         "runs": [
             {
@@ -104,23 +106,25 @@ def _interval(found: Interval) -> dict[str, Any]:
 
 
 def _differences(study: Study, runs: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
-    """Each row minus the reference, seed by seed."""
-    if study.asked.against is None:
-        return []
-    rows = list(runs)
-    groups = {
-        number: Group(settings_of(runs[row][0].tree), {run.seed: run for run in runs[row]}, ())
-        for number, row in enumerate(rows)
-    }
-    metric = Metric(study.asked.metric, study.asked.mode)
-    found = []
-    for one in differences_from(groups, metric, rows.index(study.asked.against)):
-        assert one.paired is not None
-        interval = one.paired.interval
-        ends = {"mean": interval.mean, "half": interval.half}
-        scaled = {name: None if value is None else value * study.asked.scale for name, value in ends.items()}
-        p_values = {"p": one.paired.p if one.seeds >= ENOUGH else None, "p_holm": one.p_holm}
-        found.append({"row": rows[one.row], "against": study.asked.against, "n": one.seeds, **scaled, **p_values})
+    """Each cell minus the reference in the same column, seed by seed; Holm's correction counts a column's tests."""
+    reference, cells = study.asked.against, study.asked.cells
+    metric, found = Metric(study.asked.metric, study.asked.mode), []
+    for column in dict.fromkeys(cell.column for cell in cells.values()):
+        names = [name for name, cell in cells.items() if cell.column == column]
+        if reference not in (rows := [cells[name].row for name in names]):
+            continue
+        groups = {
+            number: Group(settings_of(runs[name][0].tree), {run.seed: run for run in runs[name]}, ())
+            for number, name in enumerate(names)
+        }
+        for one in differences_from(groups, metric, rows.index(reference)):
+            assert one.paired is not None
+            interval = one.paired.interval
+            ends = {"mean": interval.mean, "half": interval.half}
+            scaled = {name: None if value is None else value * study.asked.scale for name, value in ends.items()}
+            p_values = {"p": one.paired.p if one.seeds >= ENOUGH else None, "p_holm": one.p_holm}
+            against = names[rows.index(reference)]
+            found.append({"row": names[one.row], "against": against, "n": one.seeds, **scaled, **p_values})
     return found
 
 
@@ -137,6 +141,37 @@ def _environments(runs: Sequence[Run]) -> list[dict[str, Any]]:
 # --- from the document to text ------------------------------------------------------------------------------------
 
 Grid = tuple[list[str], list[list[str]]]
+
+
+def main_grids(said: Mapping[str, Any]) -> list[Grid]:
+    """One table; of a study with columns a table rows × columns for each metric."""
+    if not columns_of(said):
+        return [main_grid(said)]
+    return [crossed_grid(said, name) for name in _all(said)]
+
+
+def columns_of(said: Mapping[str, Any]) -> list[str]:
+    """The columns of a study that has some."""
+    return list(dict.fromkeys(row["column"] for row in said["rows"].values() if "column" in row))
+
+
+def crossed_grid(said: Mapping[str, Any], metric: str) -> Grid:
+    """Mean with interval and, of the study's own metric, the published number in brackets; n/a where there is none."""
+    columns = columns_of(said)
+    cells = {(cell["row"], cell["column"]): cell for cell in said["rows"].values()}
+    places = _places(said, metric)
+    title = _words(metric) + (f" ({said['unit']})" if said["unit"] else "")
+
+    def shown(row: str, column: str) -> str:
+        cell = cells.get((row, column))
+        if cell is None:
+            return "n/a"
+        measured = plus_minus(Interval(**cell[metric]), places)
+        published = cell["reported"] is not None and metric == said["metric"]
+        return f"{measured} [{cell['reported']:g}]" if published else measured
+
+    body = [[row, *(shown(row, column) for column in columns)] for row in dict.fromkeys(row for row, _ in cells)]
+    return [title, *columns], body
 
 
 def main_grid(said: Mapping[str, Any]) -> Grid:
@@ -182,7 +217,7 @@ def notes(said: Mapping[str, Any]) -> Iterator[str]:
         yield f"Mean ± half of the 95 % t-interval over {len(said['seeds'])} seeds."
     if len(said["seeds"]) == 3:
         yield "With 3 seeds that is 2.5 standard deviations: a description, not a ranking."
-    yield f"Reported: {said['source']}."
+    yield f"{'[Reported]' if columns_of(said) else 'Reported'}: {said['source']}."
     sources = {(one.get("source") or {}).get("commit") for one in said["environments"]}
     commits = ", ".join(sorted(str(commit)[:10] for commit in sources if commit)) or "no checkout"
     dirty = any((one.get("source") or {}).get("dirty") for one in said["environments"])
@@ -192,7 +227,7 @@ def notes(said: Mapping[str, Any]) -> Iterator[str]:
 def as_markdown(said: Mapping[str, Any]) -> str:
     """Both tables and the notes."""
     second = difference_grid(said)
-    tables = [_markdown(main_grid(said)), *([_markdown(second)] if second else [])]
+    tables = [*map(_markdown, main_grids(said)), *([_markdown(second)] if second else [])]
     return "\n\n".join([*tables, " ".join(notes(said))]) + "\n"
 
 
@@ -226,39 +261,58 @@ def pictures(said: Mapping[str, Any]) -> dict[str, Picture]:
     """NAME: rows against the published numbers. NAME_TABLE: the mean matrix of each row, for every kept table."""
     made = {said["study"]: _beside_published(said)}
     for table in dict.fromkeys(name for row in said["rows"].values() for run in row["runs"] for name in run["tables"]):
-        maps = [
-            mean_map(f"{row} ({len(of['runs'])} seeds)", [run["tables"][table] for run in of["runs"]])
-            for row, of in said["rows"].items()
-        ]
-        if kept := [one for one in maps if one is not None]:
-            made[f"{said['study']}_{table}"] = heatmaps(kept, (), said["title"])
+        for column in _panels(said):
+            maps = [
+                mean_map(
+                    f"{of.get('row', row)} ({len(of['runs'])} seeds)", [run["tables"][table] for run in of["runs"]]
+                )
+                for row, of in said["rows"].items()
+                if of.get("column") == column
+            ]
+            if kept := [one for one in maps if one is not None]:
+                name = f"{said['study']}_{table}" + (f"_{column}" if column else "")
+                made[name] = heatmaps(kept, (), said["title"] + (f", {column}" if column else ""))
     return made
 
 
 def _beside_published(said: Mapping[str, Any]) -> Picture:
-    """One line a row: every seed, the mean with its interval, the published number."""
-    metric, rows = said["metric"], said["rows"]
+    """One line a row, a panel a column: every seed, the mean with its interval, the published number."""
+    columns = _panels(said)
+    rows = list(dict.fromkeys(cell.get("row", name) for name, cell in said["rows"].items()))
+    width = 6.4 if len(columns) == 1 else 1.6 + 3.2 * len(columns)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 1.5 + 0.42 * len(rows)), layout="constrained")
-        axes = figure.add_subplot()
-        for place, row in enumerate(rows.values()):
-            found = Interval(**row[metric])
-            values = [run[metric] for run in row["runs"]]
-            first = place == 0
-            axes.errorbar(found.mean, place, xerr=found.half, fmt="D", ms=6, color=figures.COLOURS[0], capsize=4,
-                          zorder=3, label="mean, 95 % t-interval" if first else None)  # fmt: skip
-            axes.plot(values, [place + 0.22] * len(values), "|", ms=9, mew=1.4, color="black",
-                      label="each seed" if first else None)  # fmt: skip
-            if row["reported"] is not None:
-                named = axes.get_legend_handles_labels()[1]
-                axes.plot(row["reported"], place, "s", ms=9, mfc="none", mew=1.6, color=figures.COLOURS[1], zorder=4,
-                          label="reported" if "reported" not in named else None)  # fmt: skip
-        axes.set_yticks(range(len(rows)), list(rows))
-        axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.tick_params(axis="y", length=0)
-        axes.grid(alpha=0.3, axis="x")
-        axes.set_axisbelow(True)
-        axes.set_xlabel(_words(metric) + (f" ({said['unit']})" if said["unit"] else ""))
-        axes.set_title(said["title"])
-        figure.legend(loc="outside lower center", ncols=3, frameon=False)
+        figure = Figure(figsize=(width, 1.5 + 0.42 * len(rows)), layout="constrained")
+        panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
+        for axes, column in zip(panels, columns, strict=True):
+            for name, cell in said["rows"].items():
+                if cell.get("column") == column:
+                    _line(axes, rows.index(cell.get("row", name)), cell, said["metric"])
+            axes.grid(alpha=0.3, axis="x")
+            axes.set_axisbelow(True)
+            axes.set_xlabel(_words(said["metric"]) + (f" ({said['unit']})" if said["unit"] else ""))
+            axes.set_title(said["title"] if column is None else column)
+        panels[0].set_yticks(range(len(rows)), rows)
+        panels[0].set_ylim(len(rows) - 0.4, -0.6)
+        for axes in panels:
+            axes.tick_params(axis="y", length=0)
+        if columns != [None]:
+            figure.suptitle(said["title"])
+        named = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+        figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=3, frameon=False)
         return figures.rendered(figure)
+
+
+def _panels(said: Mapping[str, Any]) -> list[str | None]:
+    """The columns, or the one of a study without."""
+    return [*columns_of(said)] or [None]
+
+
+def _line(axes: Axes, place: int, cell: Mapping[str, Any], metric: str) -> None:
+    found = Interval(**cell[metric])
+    axes.errorbar(found.mean, place, xerr=found.half, fmt="D", ms=6, color=figures.COLOURS[0], capsize=4, zorder=3,
+                  label="mean, 95 % t-interval")  # fmt: skip
+    values = [run[metric] for run in cell["runs"]]
+    axes.plot(values, [place + 0.22] * len(values), "|", ms=9, mew=1.4, color="black", label="each seed")
+    if cell["reported"] is not None:
+        axes.plot(cell["reported"], place, "s", ms=9, mfc="none", mew=1.6, color=figures.COLOURS[1], zorder=4,
+                  label="reported")  # fmt: skip

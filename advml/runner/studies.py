@@ -9,7 +9,7 @@ import hashlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,11 +31,23 @@ Word = Annotated[str, Len(1)]
 
 
 @settings
+class CellSettings:
+    """A row in one column: further overrides, and the number that was published, if one was."""
+
+    run: tuple[Word, ...] = ()
+    reported: float | None = None
+
+
+@settings
 class RowSettings:
-    """A row: the overrides that make its runs, and the number that was published, if one was."""
+    """A row: the overrides that make its runs, and the number that was published, if one was.
+
+    `columns`: what is its own in a column of the study. A row that names columns has no others.
+    """
 
     run: Annotated[tuple[Word, ...], Len(1)]
     reported: float | None = None
+    columns: Mapping[str, CellSettings] = field(default_factory=dict)
 
 
 @settings
@@ -56,6 +68,7 @@ class StudySettings:
     against: str | None = None
     seeds: Annotated[tuple[CountInt, ...], Len(1)]
     settings: tuple[Word, ...] = ()
+    columns: Mapping[str, tuple[Word, ...]] = field(default_factory=dict)
     rows: Annotated[Mapping[str, RowSettings], Len(1)]
 
     def __post_init__(self) -> None:
@@ -64,11 +77,37 @@ class StudySettings:
             raise ValueError(f"against: no row is called {self.against}{did_you_mean(self.against, self.rows)}")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: one of them is there twice")
+        for name, row in self.rows.items():
+            if strange := next((column for column in row.columns if column not in self.columns), None):
+                raise ValueError(f"rows.{name}: no column is called {strange}{did_you_mean(strange, self.columns)}")
+
+    @property
+    def cells(self) -> dict[str, Cell]:
+        """Name → what is run: a cell for each row, or for each column that a row has."""
+        if not self.columns:
+            return {name: Cell(name, None, row.run, row.reported) for name, row in self.rows.items()}
+        return {
+            f"{name}, {column}": Cell(name, column, (*row.run, *words, *own.run), own.reported)
+            for name, row in self.rows.items()
+            for column, words in self.columns.items()
+            if not row.columns or column in row.columns
+            for own in [row.columns.get(column, CellSettings())]
+        }
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A row in a column (None where a study has none): overrides, published number."""
+
+    row: str
+    column: str | None
+    run: tuple[str, ...]
+    reported: float | None
 
 
 @dataclass(frozen=True)
 class Study:
-    """A checked study. `changed`: overrides of the user that change what is computed. `jobs`: row → a job per seed.
+    """A checked study. `changed`: overrides of the user that change what is computed. `jobs`: cell → a job per seed.
 
     `command`: the shortest that computes the same; where data lie and how jobs are carried out is not in it.
     """
@@ -83,7 +122,7 @@ class Study:
 
     @property
     def every_job(self) -> list[Job]:
-        """All jobs, seed by seed, so that every row has its first number early."""
+        """All jobs, seed by seed, so that every cell has its first number early."""
         return [job for of_seed in zip(*self.jobs.values(), strict=True) for job in of_seed]
 
 
@@ -101,7 +140,7 @@ def plan(name: str, arguments: Sequence[str]) -> Study:
     if any(word.lstrip("+").startswith("sweep.name=") for word in words):
         mistakes["sweep.name: the folder of a study has the study's name; outputs=FOLDER moves it"] = None
     composed: dict[str, list[tuple[list[str], Mapping[str, Any], Mapping[str, str]]]] = {}
-    for row, of in asked.rows.items():
+    for cell, of in asked.cells.items():
         for seed in seeds:
             typed = [*asked.settings, *of.run, *words, f"seed={seed}"]
             try:
@@ -112,7 +151,7 @@ def plan(name: str, arguments: Sequence[str]) -> Study:
             except ConfigError as error:
                 mistakes |= dict.fromkeys(error.mistakes)
             else:
-                composed.setdefault(row, []).append((typed, tree, choices))
+                composed.setdefault(cell, []).append((typed, tree, choices))
     if mistakes:
         raise ConfigError(mistakes)
     changed = tuple(telling([word.lstrip("+") for word in words]))
@@ -122,12 +161,12 @@ def plan(name: str, arguments: Sequence[str]) -> Study:
     own = [f"seed={','.join(map(str, seeds))}"] if seeds != list(asked.seeds) else []
     command = shlex.join(["advml", "study", name, *changed, *own])
     jobs = {
-        row: tuple(
-            Job(f"{row}, seed {tree['seed']}", job_folder(folder, [row, f"seed={tree['seed']}"], tree), tree,
+        cell: tuple(
+            Job(f"{cell}, seed {tree['seed']}", job_folder(folder, [cell, f"seed={tree['seed']}"], tree), tree,
                 Asked(command, typed, choices))
             for typed, tree, choices in of
         )
-        for row, of in composed.items()
+        for cell, of in composed.items()
     }  # fmt: skip
     return Study(name, folder, asked, command, changed, bound.run.sweep, jobs)
 

@@ -1,12 +1,14 @@
 """Studies: their files read, their runs planned; and `advml study` with real runs, killed and repeated."""
 
 import json
+import re
 import signal
 import time
 
 import pytest
 
 from advml.errors import ConfigError
+from advml.report.published import as_markdown
 from advml.roots import config_root, members
 from advml.runner.folder import RunFolder
 from advml.runner.studies import plan, read
@@ -33,6 +35,11 @@ rows:
 """
 
 
+CROSSED = STUDY.replace("rows:\n", "columns:\n  short: [method.epochs=1]\n  long: [method.epochs=3]\nrows:\n").replace(
+    ", reported: 90.0", ", columns: {short: {reported: 90.0}, long: {run: [method.lr=0.1]}}"
+).replace('hidden=[8]"]', 'hidden=[8]"], columns: {long: {}}')
+
+
 @pytest.fixture
 def studied(inside, monkeypatch):
     """studied(text): a study `mine` in a folder of configurations of one's own."""
@@ -50,7 +57,7 @@ class TestRead:
     @pytest.mark.parametrize("name", sorted(members("study", [config_root()])))
     def test_all_that_is_shipped(self, name, inside):
         study = plan(name, [])
-        assert len(study.every_job) == len(study.asked.rows) * len(study.asked.seeds)
+        assert len(study.every_job) == len(study.asked.cells) * len(study.asked.seeds)
         assert len({job.folder for job in study.every_job}) == len(study.every_job)
 
     @pytest.mark.parametrize(("old", "new", "said"), [
@@ -101,6 +108,37 @@ class TestPlan:
         with pytest.raises(ConfigError) as caught:
             plan("mine", words)
         assert len(caught.value.mistakes) == 1
+
+
+class TestColumns:
+    def test_cells(self, studied):
+        studied(CROSSED)
+        study = plan("mine", ["seed=0"])
+        assert [job.name for job in study.every_job] == [
+            "linear, short, seed 0", "linear, long, seed 0", "mlp, long, seed 0"
+        ]
+        epochs = [job.tree["method"]["epochs"] for job in study.every_job]
+        assert epochs == [1, 3, 3]
+        assert study.every_job[1].tree["method"]["lr"] == 0.1
+        assert [cell.reported for cell in study.asked.cells.values()] == [90.0, None, None]
+
+    def test_a_column_that_is_none(self, studied):
+        studied(CROSSED.replace("columns: {long: {}}", "columns: {lang: {}}"))
+        with pytest.raises(ConfigError, match=r"rows\.mlp: no column is called lang; did you mean long\?"):
+            read("mine")
+
+    def test_document_and_table(self, studied, run_cli, inside):
+        studied(CROSSED)
+        said = run_cli("study", "mine", *TINY, "out=res")
+        assert said.code == 0, said.err
+        document = json.loads((inside / "res/mine.json").read_text())
+        assert [(one["row"], one["against"]) for one in document["differences"]] == [("mlp, long", "linear, long")]
+        shown = as_markdown(document)
+        assert "| test accuracy (%) | short | long |" in shown
+        assert re.search(r"\| linear \| \S+ ± \S+ \[90\] \| \S+ ± \S+ \|", shown)
+        assert re.search(r"\| mlp \| n/a \| \S+ ± \S+ \|", shown)
+        names = {path.stem for path in inside.glob("outputs/studies/mine/figures/*.png")}
+        assert names == {"mine", "mine_confusion_matrix_short", "mine_confusion_matrix_long"}
 
 
 class TestStudy:
