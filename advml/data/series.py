@@ -45,6 +45,7 @@ class Series:
     def spec(self) -> Spec:
         """The inputs that all parts share → the classes of all. Raises ConfigError where the inputs differ."""
         specs = {name: part.spec() for name, part in self.parts.items()}
+        groups = {name: classes_of(name, spec) for name, spec in specs.items()}
         (first, one), *others = specs.items()
         for name, other in others:
             if dict(other.inputs) != dict(one.inputs):
@@ -52,7 +53,6 @@ class Series:
                     f"dataset.parts: all need inputs of one shape, but {first} has {_shown(one)} and {name} "
                     f"{_shown(other)}"
                 )
-        groups = {name: classes_of(name, spec) for name, spec in specs.items()}
         return Spec(one.inputs, Classes(sum(groups.values())), groups)
 
     def load(self, source: Source) -> Loaded:

@@ -184,7 +184,7 @@ def _outputs(spec: Spec, settings: StreamSettings) -> int:
     equal = settings.scenario == "domain"  # all tasks share the same outputs
     fitting = [count for count in range(2, classes // least + 1) if not equal or classes % count == 0]
     if settings.tasks not in fitting:
-        some = " or ".join(map(str, fitting)) if equal else f"2 to {classes // least}"
+        some = " or ".join(map(str, fitting)) if equal or len(fitting) < 3 else f"2 to {fitting[-1]}"
         raise ConfigError(
             f"view.tasks={settings.tasks}: the {settings.scenario} scenario needs tasks of {least} or more classes"
             f"{', all equally many' if equal else ''}, and there are {classes}; "
