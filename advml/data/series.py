@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from advml import registry
-from advml.config import bind_settings, settings
+from advml.config import INTERFACE, bind_settings, settings
 from advml.contracts import Classes, Spec, Split
 from advml.data.embedded import MadeSettings
 from advml.data.omniglot import OmniglotSettings
@@ -95,6 +95,8 @@ def _part(name: str, config: SeriesSettings) -> Dataset:
         cls: Any = registry.resolve("dataset", name)
     except ConfigError as error:
         raise ConfigError(f"dataset.parts: {error}") from None
+    if missing := [key for key in INTERFACE["dataset"] if not hasattr(cls, key)]:
+        raise ConfigError(f"dataset.parts: {name} is no dataset: it lacks {', '.join(missing)} (see docs/extending.md)")
     if issubclass(cls, Series):
         raise ConfigError(f"dataset.parts: {name} is a series itself; name its parts instead")
     wanted = [field.name for field in fields(cls.settings)]

@@ -212,6 +212,7 @@ def test_a_list_that_is_no_series_is_refused(words, said):
         (("Made", "Numbers"), r"dataset\.parts: \S+Numbers has no classes"),
         (("moons", "none"), r"dataset\.parts: none has no classes"),
         (("moons", "circels"), r"dataset\.parts: .*circels: unknown dataset; did you mean circles\?"),
+        (("moons", "Path"), r"dataset\.parts: \S+Path is no dataset: it lacks settings, spec, load"),
         (("moons", "series"), r"dataset\.parts: series is a series itself"),
         (("Made", "Demanding"), r"dataset\.parts: \S+Demanding needs colour, taste, which a series does not have"),
         (("mnist", "digits"), r"mnist has image \[1, 28, 28\] and digits image \[1, 8, 8\]"),
