@@ -8,6 +8,7 @@ import torch
 
 from advml.compose import compose
 from advml.config import bind
+from advml.config import settings as settings_class
 from advml.contracts import Classes, Real, Spec, Split
 from advml.data.series import Series, SeriesSettings
 from advml.data.source import Loaded, Source, SplitSettings, split
@@ -51,6 +52,10 @@ class Pixels(Made):
     scale = 255
 
 
+class MorePixels(Pixels):
+    first = 500
+
+
 class Wide(Made):
     shape = (4,)
 
@@ -74,15 +79,14 @@ class Absent(Made):
         raise AdvmlError("absent: file.gz is not in the folder; fetch with: advml data download absent")
 
 
+@settings_class
+class DemandingSettings(SplitSettings):
+    colour: str
+    taste: float
+
+
 class Demanding(Made):
-    from advml.config import settings
-
-    @settings
-    class Settings(SplitSettings):
-        colour: str
-        taste: float
-
-    settings = Settings
+    settings = DemandingSettings
 
 
 def named(*words):
@@ -179,14 +183,10 @@ def test_the_record_names_every_part_and_every_file():
 
 
 def test_the_scale_that_all_share_is_kept():
-    series = Series(settings_of("Pixels", f"{HERE}:Pixels2"))
+    series = Series(settings_of("Pixels", "MorePixels"))
     assert series.load(source()).scale == 255
     with pytest.raises(ConfigError, match=r"largest stored values differ \(\S+Pixels 255 and \S+Made any\)"):
         Series(settings_of("Pixels", "Made")).load(source())
-
-
-class Pixels2(Pixels):
-    first = 500
 
 
 @pytest.mark.parametrize(
