@@ -103,10 +103,15 @@ Target = Classes | Real | Tokens | Nothing
 
 @dataclass(frozen=True)
 class Spec:
-    """The shape of a problem: named inputs without the batch axis, and the target. Known without reading a file."""
+    """The shape of a problem: named inputs without the batch axis, and the target. Known without reading a file.
+
+    `groups`: name → number of classes, where the classes fall into named groups, each following the one before it
+    (the parts of a series, alphabets). No part of the shape: two specs may be equal without it.
+    """
 
     inputs: Mapping[str, tuple[int, ...]]
     target: Target
+    groups: Mapping[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def outputs(self) -> int:

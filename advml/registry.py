@@ -38,6 +38,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "kmnist": "advml.data.idx:Kmnist",
         "cifar10": "advml.data.cifar:Cifar10",
         "omniglot": "advml.data.omniglot:Omniglot",
+        "series": "advml.data.series:Series",
     },
     "view": {
         "plain": "advml.data.plain:Plain",

@@ -23,7 +23,24 @@ from advml.data.source import Loaded, Source, SplitSettings
 
 SIDE = 105
 DRAWERS = 20
-CHARACTERS = {"images_background": 964, "images_evaluation": 659}
+ALPHABETS = {  # how many characters each has, in the order of the classes
+    "images_background": {
+        "Alphabet_of_the_Magi": 20, "Anglo-Saxon_Futhorc": 29, "Arcadian": 26, "Armenian": 41,
+        "Asomtavruli_(Georgian)": 40, "Balinese": 24, "Bengali": 46, "Blackfoot_(Canadian_Aboriginal_Syllabics)": 14,
+        "Braille": 26, "Burmese_(Myanmar)": 34, "Cyrillic": 33, "Early_Aramaic": 22, "Futurama": 26, "Grantha": 43,
+        "Greek": 24, "Gujarati": 48, "Hebrew": 22, "Inuktitut_(Canadian_Aboriginal_Syllabics)": 16,
+        "Japanese_(hiragana)": 52, "Japanese_(katakana)": 47, "Korean": 40, "Latin": 26, "Malay_(Jawi_-_Arabic)": 40,
+        "Mkhedruli_(Georgian)": 41, "N_Ko": 33, "Ojibwe_(Canadian_Aboriginal_Syllabics)": 14, "Sanskrit": 42,
+        "Syriac_(Estrangelo)": 23, "Tagalog": 17, "Tifinagh": 55,
+    },
+    "images_evaluation": {
+        "Angelic": 20, "Atemayar_Qelisayer": 26, "Atlantean": 26, "Aurek-Besh": 26, "Avesta": 26, "Ge_ez": 26,
+        "Glagolitic": 45, "Gurmukhi": 45, "Kannada": 41, "Keble": 26, "Malayalam": 47, "Manipuri": 40,
+        "Mongolian": 30, "Old_Church_Slavonic_(Cyrillic)": 45, "Oriya": 46, "Sylheti": 28, "Syriac_(Serto)": 23,
+        "Tengwar": 25, "Tibetan": 42, "ULOG": 26,
+    },
+}  # fmt: skip
+CHARACTERS = {folder: sum(alphabets.values()) for folder, alphabets in ALPHABETS.items()}  # 964 and 659
 CHUNK = 1000
 _ENTRY = re.compile(r"(images_\w+)/([^/]+)/(character\d\d)/\d{4}_(\d\d)\.png")
 
@@ -133,8 +150,9 @@ class Omniglot:
         self.config = settings
 
     def spec(self) -> Spec:
-        """One grey picture → one of 1,623 characters."""
-        return Spec({"image": (1, self.config.size, self.config.size)}, Classes(sum(CHARACTERS.values())))
+        """One grey picture → one of 1,623 characters, in groups by alphabet."""
+        alphabets = {name: count for folder in ALPHABETS.values() for name, count in folder.items()}
+        return Spec({"image": (1, self.config.size, self.config.size)}, Classes(sum(CHARACTERS.values())), alphabets)
 
     @classmethod
     def check(cls, name: str, path: Path) -> str:

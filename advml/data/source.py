@@ -42,13 +42,16 @@ class Source:
 class Loaded:
     """What a data set holds before splitting: examples, official test examples if any, and the hash of each file.
 
-    `scale`: the largest stored value where the source fixes one (255 for pixels), otherwise None.
+    `scale`: the largest stored value where the source fixes one (255 for pixels), otherwise None. `limited`: the source
+    has applied `dataset.limit` itself. `record`: what else data.json should say.
     """
 
     examples: Split
     test: Split | None = None
     scale: float | None = None
     files: Mapping[str, str] = field(default_factory=dict)
+    limited: bool = False
+    record: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Dataset(Protocol):
@@ -80,14 +83,8 @@ class Splits:
 
 def split(loaded: Loaded, spec: Spec, config: SplitSettings, rng: Rng) -> Splits:
     """Divide what was loaded, by class where targets are classes. An official test split stays whole."""
-    examples, official = loaded.examples, loaded.test
-    kept = limited(examples.target, config.limit, rng("split", "limit"))
-    if official is None:
-        kept, held_out = divide(examples.target, kept, config.test, rng("split", "test"))
-        test = examples.take(held_out)
-    else:
-        held_out = limited(official.target, config.limit, rng("split", "limit"))
-        test = official.take(held_out)
+    examples = loaded.examples
+    kept, test, held_out = hold_out(loaded, config, rng)
     train_index, valid_index = divide(examples.target, kept, config.valid, rng("split", "valid"))
     if not len(train_index):
         raise ConfigError("dataset: no training example is left after dataset.test, dataset.valid and dataset.limit")
@@ -96,11 +93,26 @@ def split(loaded: Loaded, spec: Spec, config: SplitSettings, rng: Rng) -> Splits
     prepare = {name: (fit(values, config.normalise, loaded.scale),) for name, values in train.inputs.items()}
     parts = {"train": train, "valid": valid, "test": test}
     indices = {"train": train_index, "valid": valid_index, "test": held_out}
-    record = {"files": dict(loaded.files)} | {
-        name: _describe(part, indices[name]) for name, part in parts.items()
+    record = {"files": dict(loaded.files), **loaded.record} | {
+        name: describe(part, indices[name]) for name, part in parts.items()
     }
     train, valid, test = (replace(part, prepare=prepare) for part in parts.values())
     return Splits(train, valid, test, spec, record)
+
+
+def hold_out(loaded: Loaded, config: SplitSettings, rng: Rng) -> tuple[Tensor, Split, Tensor]:
+    """(examples left to train and validate on, the test split, which examples it holds), the limit applied to both.
+
+    Indices are into what was loaded: the official test examples where there are some, otherwise all examples.
+    """
+    examples, official = loaded.examples, loaded.test
+    limit = None if loaded.limited else config.limit
+    kept = limited(examples.target, limit, rng("split", "limit"))
+    if official is None:
+        kept, held_out = divide(examples.target, kept, config.test, rng("split", "test"))
+        return kept, examples.take(held_out), held_out
+    held_out = limited(official.target, limit, rng("split", "limit"))
+    return kept, official.take(held_out), held_out
 
 
 def divide(target: Tensor, index: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -115,20 +127,23 @@ def divide(target: Tensor, index: Tensor, fraction: float, generator: torch.Gene
 
 
 def limited(target: Tensor, limit: int | None, generator: torch.Generator) -> Tensor:
-    """The indices of exactly `limit` examples (all if None), ascending, in which each class keeps its share.
-
-    The k-th of the n shuffled examples of a class stands at (k + ½) / n, and those that stand first are taken: so many
-    of each class as Sainte-Laguë's method gives seats, and fewer examples are always among more.
-    """
-    everything = torch.arange(len(target))
+    """The indices of exactly `limit` examples (all if None), ascending, in which each class keeps its share."""
     if limit is None or limit >= len(target):
-        return everything
-    shuffled = everything[torch.randperm(len(target), generator=generator)]
+        return torch.arange(len(target))
+    return interleaved(target, generator)[:limit].sort().values
+
+
+def interleaved(target: Tensor, generator: torch.Generator) -> Tensor:
+    """The indices of all examples, shuffled so that each class is spread evenly: any first few hold it by its share.
+
+    The k-th of the n shuffled examples of a class stands at (k + ½) / n: the first few have so many of each class as
+    Sainte-Laguë's method gives seats.
+    """
+    shuffled = torch.randperm(len(target), generator=generator)
     place = torch.empty(len(target), dtype=torch.float64)
     for group in _by_class(target, shuffled):
         place[group] = (torch.arange(len(group), dtype=torch.float64) + 0.5) / len(group)
-    first = place[shuffled].argsort(stable=True)[:limit]
-    return shuffled[first].sort().values
+    return shuffled[place[shuffled].argsort(stable=True)]
 
 
 def _by_class(target: Tensor, index: Tensor) -> list[Tensor]:
@@ -139,7 +154,7 @@ def _by_class(target: Tensor, index: Tensor) -> list[Tensor]:
     return [index[labels == label] for label in labels.unique()]
 
 
-def _describe(part: Split, index: Tensor) -> dict[str, Any]:
+def describe(part: Split, index: Tensor) -> dict[str, Any]:
     """Size, examples per class and a hash of which of the loaded examples they are."""
     described: dict[str, Any] = {"examples": len(part)}
     if not part.target.is_floating_point():

@@ -1,15 +1,18 @@
 """The stream view: tasks one after another, for continual learning (van de Ven and Tolias 2019; Lopez-Paz 2017).
 
-How tasks are made (`tasks_by`): `classes` gives each task its own classes (split MNIST), `permutation` its own fixed
-order of input elements (permuted MNIST; the first task keeps the natural one), `rotation` its own angle.
+How tasks are made (`tasks_by`): `classes` gives each task its own classes (split MNIST), `groups` those of one group
+(a data set of a series), `permutation` its own fixed order of input elements (permuted MNIST; the first task keeps the
+natural one), `rotation` its own angle.
 
 What is told at test time (`scenario`): in `task` the task is known and only its own outputs compete; in `domain` it is
 not, but all tasks share the same outputs; in `class` it is not, and the outputs of all tasks seen so far compete.
+
+With `blurry`, tasks by classes or groups exchange a share of their examples: advml/data/blur.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,12 +20,14 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from advml.config import settings
+from advml.config import Fraction, settings
 from advml.contracts import Classes, Prepare, Rng, Spec, Split
+from advml.data.blur import blurred
 from advml.data.prepare import Reorder, Rotate
 from advml.data.source import Splits
 from advml.errors import ConfigError
 
+PARTS = ("train", "valid", "test")
 Scenario = Literal["task", "domain", "class"]
 MOST_TASKS = 10_000  # each has its split, its mask and, of a permuted stream, its order: more would fill the memory
 
@@ -31,16 +36,20 @@ MOST_TASKS = 10_000  # each has its split, its mask and, of a permuted stream, i
 class StreamSettings:
     """The keys of configs/view/stream.yaml."""
 
-    tasks: Annotated[int, Interval(ge=2, le=MOST_TASKS)]
-    tasks_by: Literal["classes", "permutation", "rotation"]
+    tasks: Annotated[int, Interval(ge=2, le=MOST_TASKS)] | None
+    tasks_by: Literal["classes", "groups", "permutation", "rotation"]
     scenario: Scenario
     shuffle_classes: bool
     angle: Annotated[float, Interval(gt=0, le=360)]
+    blurry: Fraction
 
 
 @dataclass(frozen=True)
 class Task:
-    """One task: its examples, the outputs that belong to it (bool [C]) and a label for tables."""
+    """One task: its examples, the outputs that belong to it (bool [C]) and a label for tables.
+
+    In a blurry stream the classes of the examples that others gave belong to it too, in training and validation.
+    """
 
     name: str
     label: str
@@ -71,23 +80,21 @@ class Stream:
     @staticmethod
     def view_spec(spec: Spec, settings: StreamSettings) -> Spec:
         """The data set's inputs, and as many outputs as the scenario asks for."""
-        return replace(spec, target=Classes(_outputs(spec, settings)))
+        return Spec(spec.inputs, Classes(_outputs(spec, settings)))
 
     @classmethod
     def of(cls, splits: Splits, settings: StreamSettings, rng: Rng) -> Stream:
         """The stream of divided examples; class order and permutations are keyed like the split."""
         spec = cls.view_spec(splits.spec, settings)
-        assert isinstance(splits.spec.target, Classes)
-        classes, count = splits.spec.target.count, settings.tasks
-        if settings.tasks_by == "classes":
+        if settings.tasks_by in ("classes", "groups"):
             tasks = _by_classes(splits, settings, spec, rng)
         else:
-            tasks = tuple(_transformed(splits, settings, spec, rng, number, classes) for number in range(count))
-        record = dict(splits.record) | {
+            tasks = _transformed(splits, settings, spec, rng)
+        record = dict(splits.record) | ({"blurry": settings.blurry} if settings.blurry else {}) | {
             "scenario": settings.scenario,
             "tasks": [
                 {"name": task.name, "label": task.label, "outputs": task.outputs.nonzero().flatten().tolist()}
-                | {part: len(task.split(part)) for part in ("train", "valid", "test")}
+                | {part: len(task.split(part)) for part in PARTS}
                 for task in tasks
             ],
         }
@@ -154,16 +161,30 @@ def _outputs(spec: Spec, settings: StreamSettings) -> int:
     """How many outputs the head has. Raises ConfigError where the data set gives no such stream."""
     if not isinstance(spec.target, Classes):
         raise ConfigError("view=stream: needs a data set with classes (see: advml list datasets)")
-    classes = spec.target.count
-    if settings.tasks_by == "rotation" and any(len(shape) != 3 for shape in spec.inputs.values()):
+    classes, by = spec.target.count, settings.tasks_by
+    if settings.blurry and by not in ("classes", "groups"):
+        raise ConfigError(
+            f"view.blurry={settings.blurry:g}: every task by {by} has all classes already; "
+            f"use view.tasks_by=classes or view.blurry=0"
+        )
+    if settings.blurry and settings.scenario == "task":
+        raise ConfigError(
+            f"view.blurry={settings.blurry:g}: in the task scenario only a task's own classes compete; "
+            f"use view.scenario=class or domain, or view.blurry=0"
+        )
+    if by == "groups":
+        return _outputs_of_groups(spec.groups, settings)
+    if settings.tasks is None:
+        raise ConfigError(f"view.tasks=null: only view.tasks_by=groups knows how many; by {by}, give a number")
+    if by == "rotation" and any(len(shape) != 3 for shape in spec.inputs.values()):
         raise ConfigError("view.tasks_by=rotation: needs a data set of images, such as dataset=digits")
-    if settings.tasks_by != "classes":
+    if by != "classes":
         return classes if settings.scenario == "domain" else classes * settings.tasks
     least = 1 if settings.scenario == "class" else 2
     equal = settings.scenario == "domain"  # all tasks share the same outputs
     fitting = [count for count in range(2, classes // least + 1) if not equal or classes % count == 0]
     if settings.tasks not in fitting:
-        some = " or ".join(map(str, fitting)) if equal else f"2 to {classes // least}"
+        some = " or ".join(map(str, fitting)) if equal or len(fitting) < 3 else f"2 to {fitting[-1]}"
         raise ConfigError(
             f"view.tasks={settings.tasks}: the {settings.scenario} scenario needs tasks of {least} or more classes"
             f"{', all equally many' if equal else ''}, and there are {classes}; "
@@ -172,37 +193,82 @@ def _outputs(spec: Spec, settings: StreamSettings) -> int:
     return classes // settings.tasks if equal else classes
 
 
+def _outputs_of_groups(groups: Mapping[str, int], settings: StreamSettings) -> int:
+    """How many outputs a task for each group needs. Raises ConfigError where the groups give no such tasks."""
+    if not groups:
+        raise ConfigError("view.tasks_by=groups: needs a data set with groups of classes, such as dataset=series")
+    if settings.tasks not in (None, len(groups)):
+        raise ConfigError(
+            f"view.tasks={settings.tasks}: there are {len(groups)} groups ({_listed(groups)}), a task for each; "
+            f"use view.tasks=null"
+        )
+    if settings.scenario != "domain":
+        if settings.scenario == "task" and (small := [name for name, count in groups.items() if count < 2]):
+            raise ConfigError(f"view.scenario=task: {small[0]} has one class only; use view.scenario=class")
+        return sum(groups.values())
+    if len(set(groups.values())) > 1:
+        counts = _listed(f"{name} {count}" for name, count in groups.items())
+        raise ConfigError(
+            f"view.scenario=domain: needs groups of equally many classes, and they have {counts}; "
+            f"use view.scenario=task or class"
+        )
+    return next(iter(groups.values()))
+
+
+def _listed(words: Iterable[str]) -> str:
+    """The first few, so that the line stays a line."""
+    names = list(words)
+    return ", ".join(names if len(names) <= 5 else [*names[:4], "…"])
+
+
 def _by_classes(splits: Splits, settings: StreamSettings, spec: Spec, rng: Rng) -> tuple[Task, ...]:
+    """Tasks with classes of their own: those of a group, or a share of all."""
     assert isinstance(splits.spec.target, Classes)
     assert isinstance(spec.target, Classes)
     classes = splits.spec.target.count
     order = torch.arange(classes)
-    if settings.shuffle_classes:
-        order = torch.randperm(classes, generator=rng("class order"))
+    if settings.tasks_by == "groups":
+        groups = splits.spec.groups
+        labels, chunks = list(groups), order.split(list(groups.values()))
+    else:
+        if settings.shuffle_classes:
+            order = torch.randperm(classes, generator=rng("class order"))
+        assert settings.tasks is not None
+        chunks = order.tensor_split(settings.tasks)
+        labels = ["/".join(str(int(member)) for member in chunk) for chunk in chunks]
+    # Class → its task, and its output: itself, or in the domain scenario its place within the task.
+    owner, output = torch.empty(classes, dtype=torch.int64), torch.arange(classes)
+    for number, chunk in enumerate(chunks):
+        owner[chunk] = number
+        if settings.scenario == "domain":
+            output[chunk] = torch.arange(len(chunk))
+
+    def dealt(part: Split, name: str) -> list[Split]:
+        indices = [(owner[part.target] == number).nonzero().flatten() for number in range(len(chunks))]
+        if settings.blurry and name != "test":
+            indices = blurred(part.target, indices, settings.blurry, lambda task: rng("blurry", name, task))
+        return [replace(part.take(index), target=output[part.target[index]]) for index in indices]
+
+    parts = [dealt(part, name) for name, part in zip(PARTS, (splits.train, splits.valid, splits.test), strict=True)]
     tasks = []
-    for number, chunk in enumerate(order.tensor_split(settings.tasks), start=1):
-        members = chunk.sort().values if not settings.shuffle_classes else chunk
-        # Old class → output: itself, or in the domain scenario its place within the task.
-        relabel = torch.full((classes,), -1)
-        relabel[members] = torch.arange(len(members)) if settings.scenario == "domain" else members
-        parts = [_relabelled(part, relabel) for part in (splits.train, splits.valid, splits.test)]
+    for number, (label, chunk, train, valid, test) in enumerate(zip(labels, chunks, *parts, strict=True), start=1):
         outputs = torch.zeros(spec.target.count, dtype=torch.bool)
-        outputs[relabel[members]] = True
-        label = "/".join(str(int(member)) for member in members)
-        tasks.append(Task(f"task{number}", label, parts[0], parts[1], parts[2], outputs))
+        outputs[torch.cat([output[chunk], train.target, valid.target])] = True
+        tasks.append(Task(f"task{number}", label, train, valid, test, outputs))
     return tuple(tasks)
 
 
-def _relabelled(part: Split, relabel: Tensor) -> Split:
-    chosen = part.take((relabel[part.target] >= 0).nonzero().flatten())
-    return replace(chosen, target=relabel[chosen.target])
+def _transformed(splits: Splits, settings: StreamSettings, spec: Spec, rng: Rng) -> tuple[Task, ...]:
+    """Tasks with all classes, whose inputs are permuted or rotated."""
+    assert settings.tasks is not None
+    return tuple(_transformed_task(splits, settings, spec, rng, number) for number in range(settings.tasks))
 
 
-def _transformed(
-    splits: Splits, settings: StreamSettings, spec: Spec, rng: Rng, number: int, classes: int
-) -> Task:
+def _transformed_task(splits: Splits, settings: StreamSettings, spec: Spec, rng: Rng, number: int) -> Task:
+    assert isinstance(splits.spec.target, Classes)
     assert isinstance(spec.target, Classes)
-    label = "natural"
+    assert settings.tasks is not None
+    classes, label = splits.spec.target.count, "natural"
     parts = [splits.train, splits.valid, splits.test]
     if number and settings.tasks_by == "permutation":
         label = f"order {number}"
