@@ -14,9 +14,10 @@ it; after 1, 4 and 9 earlier tasks. The two penalties' gradients are compared fi
 `avalanche`: split MNIST, domain-incremental (five tasks of two digits, two outputs), MLP 784-400-400-2, one epoch a
 task, Adam, batch 128, in Avalanche 0.6 (Naive, EWC) and here (finetune, ewc). Avalanche's EWC squares the mean
 gradient of mini-batches and has no ½: that is `fisher=batched` with twice its λ here. First both train from the same
-weights on the same batches in the same order, and must end with the same weights; then each is timed as its own users
-run it, data already in memory, evaluation of all tasks after each task on both sides, loggers off. Avalanche needs:
-pip install avalanche-lib==0.6.0 wandb torchvision.
+weights on the same batches in the same order, and must end with the same weights (tasks are cut to whole batches for
+this, since Avalanche's Fisher counts an incomplete last batch like a full one); then each is timed as its own users
+run it, data already in memory, evaluation of all tasks after each task on both sides, loggers off. Avalanche comes with
+the extra `bench`.
 
 One thread; CPU time, medians of runs that take turns.
 """
@@ -30,6 +31,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -41,7 +43,9 @@ from torch import Tensor, nn
 
 from advml.compose import compose
 from advml.config import Bound, bind
-from advml.contracts import Batch, Classes, Network, Spec, Split
+from advml.contracts import At, Batch, Classes, Network, Spec, Split
+from advml.methods.continual.ewc import ElasticWeightConsolidation
+from advml.methods.continual.finetune import Finetune
 from advml.models.build import build
 from advml.nn.anchor import Anchor
 from advml.nn.fisher import fisher_diagonal
@@ -165,15 +169,16 @@ def compare_penalty(tasks: int, strength: float = 10.0, updates: int = 40) -> No
 
 # --- a whole run beside Avalanche ----------------------------------------------------------------------------------
 
+STRENGTH = 50.0  # Avalanche's λ
 RUN = ["dataset=mnist", "dataset.normalise=unit", "dataset.valid=0", "view=stream", "view.scenario=domain",
        "view.tasks=5", "model=mlp_400", "method.iterations=null", "method.epochs=1", "method.batch_size=128",
        "method.block=100", "method.fresh_optimiser=false", "method.lr=0.001", "seed=0", "threads=1", "device=cpu",
        "progress=off", "figures=false", "baselines=off"]  # fmt: skip
 OURS = {
     "Naive": ["method=finetune"],
-    "EWC": ["method=ewc", "method.anchor=separate", "method.fisher=batched", "method.fisher_batch_size=128"],
-}
-STRENGTH = 50.0  # Avalanche's λ
+    "EWC": ["method=ewc", "method.anchor=separate", "method.fisher=batched", "method.fisher_batch_size=128",
+            f"method.strength={2 * STRENGTH}"],
+}  # fmt: skip
 
 
 def beside_avalanche(words: Sequence[str]) -> None:
@@ -184,21 +189,24 @@ def beside_avalanche(words: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
 
         def ours(name: str) -> Any:
-            more = ["method.strength=" + str(2 * STRENGTH)] if name == "EWC" else []
             with contextlib.redirect_stdout(io.StringIO()):
-                return advml.run(*OURS[name], *RUN, *more, f"outputs={folder}", *words)
+                return advml.run(*OURS[name], *RUN, f"outputs={folder}", *words)
 
-        stream, context = stream_and_context(words)
-        benchmark = as_benchmark(stream)
+        stream = stream_of(words)
+        whole = [len(task.train) // 128 * 128 for task in stream]
+        tasks = (replace(t, train=t.train.take(torch.arange(n))) for t, n in zip(stream, whole, strict=True))
+        cut = type(stream)(tuple(tasks), stream.scenario, stream.spec, stream.record)
         for name in OURS:
-            own = ours(name).model.state_dict()
-            others = train_avalanche(name, benchmark, context.build(), batches_of(stream, context))
-            off = max(float((own[key] - value).abs().max()) for key, value in others.items())
+            context = context_of(name, cut, words)
             begun = context.build().state_dict()
+            own = train_ours(context)
+            others = train_avalanche(name, as_benchmark(cut), context.build(), batches_of(context))
+            off = max(float((own[key] - value).abs().max()) for key, value in others.items())
             moved = max(float((value - begun[key]).abs().max()) for key, value in others.items())
             print(f"{name}: from equal batches weights differ by {off:.1e} at most, having moved by {moved:.2f}")
             if off > 1e-3 * moved:
                 raise SystemExit("the results differ: nothing to time")
+        benchmark, context = as_benchmark(stream), context_of("Naive", stream, words)
         for name in OURS:
             runs: dict[str, Callable[[], object]] = {
                 "advml": lambda name=name: ours(name),
@@ -210,17 +218,34 @@ def beside_avalanche(words: Sequence[str]) -> None:
     del operators
 
 
-def stream_and_context(words: Sequence[str]) -> tuple[Any, Any]:
-    """The tasks and the source of weights and orders that `advml run` has."""
-    from advml.runner.budget import Budget
-    from advml.runner.context import RunContext
+def stream_of(words: Sequence[str]) -> Any:
+    """The tasks that `advml run` has."""
     from advml.runner.run import load_view
 
-    bound = shipped(*OURS["Naive"], *RUN, *words)
-    stream: Any = load_view(bound, lambda text: None)
+    stream: Any = load_view(shipped(*OURS["Naive"], *RUN, *words), lambda text: None)
+    return stream.to(torch.device("cpu"), torch.float32)
+
+
+def context_of(name: str, stream: Any, words: Sequence[str]) -> Any:
+    """What the runner hands to a method: source of weights and orders."""
+    from advml.runner.budget import Budget
+    from advml.runner.context import RunContext
+
+    bound = shipped(*OURS[name], *RUN, *words)
     cpu = torch.device("cpu")
-    stream = stream.to(cpu, torch.float32)
-    return stream, RunContext(bound.method.settings, stream, bound.model, 0, cpu, "float32", Budget())
+    return RunContext(bound.method.settings, stream, bound.model, 0, cpu, "float32", Budget())
+
+
+def train_ours(context: Any) -> dict[str, Tensor]:
+    """Step by step as the runner does; the final weights."""
+    method = ElasticWeightConsolidation() if hasattr(context.settings, "fisher") else Finetune()
+    method.setup(context)
+    total = 0
+    for number, phase in enumerate(method.phases()):
+        for index in range(phase.steps):
+            method.step(At(number, index, total, index == phase.steps - 1))
+            total += 1
+    return method.network.state_dict()
 
 
 def declare_operators() -> torch.library.Library:
@@ -253,10 +278,10 @@ def as_benchmark(stream: Any) -> Any:
     return benchmark_from_datasets(train=datasets("train"), test=datasets("test"))
 
 
-def batches_of(stream: Any, context: Any) -> list[list[tuple[Tensor, Tensor, Tensor]]]:
+def batches_of(context: Any) -> list[list[tuple[Tensor, Tensor, Tensor]]]:
     """The batches of one epoch of each task, in the order that `advml run` draws."""
     found = []
-    for number, task in enumerate(stream):
+    for number, task in enumerate(context.data):
         order = torch.randperm(len(task.train), generator=context.rng("shuffle", number, 0))
         each = [task.train.batch(index) for index in order.split(128)]
         found.append([(one.inputs["image"], one.target, torch.zeros_like(one.target)) for one in each])

@@ -69,7 +69,7 @@ def fisher_diagonal(
             total = _batched(network, batches(), gradients)
         else:
             total = folded_sums(network, batches, gradients, torch.square, engine, generator)
-    return {name: values / count for name, values in total.items()}
+    return {name: values.div_(count) for name, values in total.items()}
 
 
 def directions(

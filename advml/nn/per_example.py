@@ -263,10 +263,6 @@ class _Watch(TorchFunctionMode):
         self.calls: dict[str, _Call] = {}
         self.source = torch.zeros((), requires_grad=True)
         self.examples = 0
-        self.watched: dict[Any, Callable[..., Tensor]] = {
-            F.linear: self._linear, F.conv2d: self._conv2d, F.batch_norm: self._batch_norm,
-            F.layer_norm: self._layer_norm, F.group_norm: self._group_norm,
-        }  # fmt: skip
 
     def over(self, examples: int) -> _Watch:
         """Forget earlier calls and expect those of a batch of `examples`."""
@@ -275,7 +271,8 @@ class _Watch(TorchFunctionMode):
         return self
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return self.watched.get(func, func)(*args, **(kwargs or {}))
+        watched = _WATCHED.get(func)
+        return watched(self, *args, **(kwargs or {})) if watched else func(*args, **(kwargs or {}))
 
     def _layer(self, weight: Tensor | None, bias: Tensor | None) -> str | None:
         """The name of the layer that these belong to; None for other calls."""
@@ -359,6 +356,13 @@ class _Watch(TorchFunctionMode):
         plain = F.group_norm(input.detach(), num_groups, None, None, eps)
         output = F.group_norm(input, num_groups, _detached(weight), _detached(bias), eps)
         return self._tapped(name, input, _Scale(self.fold, plain, (1,)), output)
+
+
+# Not bound to a watch: it would refer to itself, and what it holds would stay until Python looks for such circles.
+_WATCHED: dict[Any, Callable[..., Tensor]] = {
+    F.linear: _Watch._linear, F.conv2d: _Watch._conv2d, F.batch_norm: _Watch._batch_norm,
+    F.layer_norm: _Watch._layer_norm, F.group_norm: _Watch._group_norm,
+}  # fmt: skip
 
 
 def _detached(value: Tensor | None) -> Tensor | None:

@@ -10,37 +10,36 @@ def suits_onednn(weight: Tensor) -> bool:
     """Is oneDNN the fast way for the products of a layer with this weight [out, in]?
 
     For float32 on processors with AVX-512 and unless it is small: on AMD's the MKL inside torch keeps to AVX2 and half
-    the speed (seen with MKL 2024.2 on Zen 5), more than the way to oneDNN and back costs.
+    the speed (seen with MKL 2024.2 on Zen 5).
     """
     onednn = torch.backends.mkldnn
+    there = onednn.is_available() and onednn.enabled and hasattr(torch.ops.mkldnn, "_linear_pointwise")
     suits = weight.dtype == torch.float32 and weight.device.type == "cpu" and min(weight.shape) >= 128
-    return bool(
-        suits and onednn.is_available() and onednn.enabled and torch.backends.cpu.get_cpu_capability() == "AVX512"
-    )
+    return bool(there and suits and torch.backends.cpu.get_cpu_capability() == "AVX512")
 
 
 def product(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """a Wᵀ + bias [B, out] for a [B, in], W [out, in]."""
-    if suits_onednn(weight):
-        return nn.functional.linear(a.to_mkldnn(), weight, bias).to_dense()
-    return nn.functional.linear(a, weight, bias)
+    return _onednn(a, weight, bias) if suits_onednn(weight) else nn.functional.linear(a, weight, bias)
 
 
 def product_back(delta: Tensor, weight: Tensor) -> Tensor:
     """Δ W [B, in] for Δ [B, out], W [out, in]: a linear layer's gradient with respect to its input."""
-    if suits_onednn(weight):
-        size = [len(delta), weight.shape[1]]
-        back: Tensor = torch.ops.aten.mkldnn_linear_backward_input(size, delta.to_mkldnn(), weight.contiguous())
-        return back.to_dense()
-    return delta @ weight
+    return _onednn(delta, weight.T, None) if suits_onednn(weight) else delta @ weight
 
 
 def add_outer(total: Tensor, delta: Tensor, a: Tensor) -> None:
     """Add Δᵀ a to `total` [out, in], for Δ [B, out], a [B, in]: a linear layer's gradient with respect to W."""
     if suits_onednn(total):
-        total += torch.ops.aten.mkldnn_linear_backward_weights(delta.to_mkldnn(), a.to_mkldnn(), total, False)[0]
+        total += _onednn(delta.T, a.T, None)
     else:
         total.addmm_(delta.T, a)
+
+
+def _onednn(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """a Wᵀ + bias by oneDNN, which copies neither side (torch's own call of it copies both) but wants rows for a."""
+    found: Tensor = torch.ops.mkldnn._linear_pointwise(a.contiguous(), weight, bias, "none", [], "")
+    return found
 
 
 def keep_freed_memory() -> None:
