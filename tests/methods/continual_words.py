@@ -16,6 +16,8 @@ METHODS = {
     "finetune": ("method=finetune",),
     "ewc": ("method=ewc", "method.strength=10"),
     "separate": ("method=ewc", "method.strength=10", "method.anchor=separate"),
+    "si": ("method=si", "method.strength=1"),
+    "si total": ("method=si", "method.strength=1", "method.gradient=total"),
     "joint": ("method=joint",),
     "restart": ("method=joint", "method.restart=true"),
 }
