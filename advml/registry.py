@@ -24,6 +24,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "joint": "advml.methods.continual.joint:Joint",
         "ewc": "advml.methods.continual.ewc:ElasticWeightConsolidation",
         "si": "advml.methods.continual.si:SynapticIntelligence",
+        "mas": "advml.methods.continual.mas:MemoryAwareSynapses",
     },
     "dataset": {
         "none": "advml.data.none:NoData",

@@ -18,6 +18,7 @@ METHODS = {
     "separate": ("method=ewc", "method.strength=10", "method.anchor=separate"),
     "si": ("method=si", "method.strength=1"),
     "si total": ("method=si", "method.strength=1", "method.gradient=total"),
+    "mas": ("method=mas", "method.strength=1"),
     "joint": ("method=joint",),
     "restart": ("method=joint", "method.restart=true"),
 }
