@@ -25,6 +25,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "ewc": "advml.methods.continual.ewc:ElasticWeightConsolidation",
         "si": "advml.methods.continual.si:SynapticIntelligence",
         "mas": "advml.methods.continual.mas:MemoryAwareSynapses",
+        "lwf": "advml.methods.continual.lwf:LearningWithoutForgetting",
     },
     "dataset": {
         "none": "advml.data.none:NoData",

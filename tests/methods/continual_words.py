@@ -19,6 +19,8 @@ METHODS = {
     "si": ("method=si", "method.strength=1"),
     "si total": ("method=si", "method.strength=1", "method.gradient=total"),
     "mas": ("method=mas", "method.strength=1"),
+    "lwf": ("method=lwf",),
+    "lwf by tasks": ("method=lwf", "method.weighting=by_tasks", "method.new_classes=zero"),
     "joint": ("method=joint",),
     "restart": ("method=joint", "method.restart=true"),
 }
