@@ -6,11 +6,10 @@ import pytest
 import torch
 from continual_words import VIEWS, small
 
-KINDS = ["si", "si total"]
+EACH = [*(("si", view) for view in VIEWS), ("si total", "task"), ("si total", "permuted")]
 
 
-@pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("method", KINDS)
+@pytest.mark.parametrize(("method", "view"), EACH)
 def test_strength_zero_is_finetuning_bit_for_bit(play, same, method, view):
     more = ("method.clip_norm=0.5", "method.weight_decay=0.01")
     si = play(*small(method, view, "method.strength=0", *more)).go()
@@ -21,8 +20,7 @@ def test_strength_zero_is_finetuning_bit_for_bit(play, same, method, view):
     assert not same(si.weights(), play(*small(method, view, *more)).go().weights())
 
 
-@pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("method", KINDS)
+@pytest.mark.parametrize(("method", "view"), EACH)
 def test_the_penalty_acts_from_the_second_task_on(play, view, method):
     played = play(*small(method, view)).go()
     penalties = [step["penalty"] for step in played.steps]
