@@ -49,6 +49,16 @@ def test_linear_layers_with_dropout_and_others_between(engine):
     close(found, by_definition(network, split))
 
 
+@pytest.mark.parametrize("engine", ["loop", "linear"])
+def test_what_follows_a_layer_may_work_in_place(engine):
+    network, split = mlp(activation="tanh"), examples()
+    for number, module in enumerate(network.body):
+        if isinstance(module, nn.Tanh):
+            network.body[number] = nn.ReLU(inplace=True)
+    assert sum(isinstance(module, nn.ReLU) for module in network.body) == 2
+    close(sensitivity(network, split, engine=engine), by_definition(mlp(activation="relu"), split))
+
+
 @pytest.mark.parametrize("engine", ["auto", "loop", "vmap"])
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_convolutions_and_batch_norm(engine, norm):
