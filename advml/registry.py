@@ -23,6 +23,9 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "finetune": "advml.methods.continual.finetune:Finetune",
         "joint": "advml.methods.continual.joint:Joint",
         "ewc": "advml.methods.continual.ewc:ElasticWeightConsolidation",
+        "si": "advml.methods.continual.si:SynapticIntelligence",
+        "mas": "advml.methods.continual.mas:MemoryAwareSynapses",
+        "lwf": "advml.methods.continual.lwf:LearningWithoutForgetting",
     },
     "dataset": {
         "none": "advml.data.none:NoData",

@@ -16,6 +16,11 @@ METHODS = {
     "finetune": ("method=finetune",),
     "ewc": ("method=ewc", "method.strength=10"),
     "separate": ("method=ewc", "method.strength=10", "method.anchor=separate"),
+    "si": ("method=si", "method.strength=1"),
+    "si total": ("method=si", "method.strength=1", "method.gradient=total"),
+    "mas": ("method=mas", "method.strength=1"),
+    "lwf": ("method=lwf",),
+    "lwf by tasks": ("method=lwf", "method.weighting=by_tasks", "method.new_classes=zero"),
     "joint": ("method=joint",),
     "restart": ("method=joint", "method.restart=true"),
 }
