@@ -18,6 +18,8 @@ METHODS = {
     "separate": ("method=ewc", "method.strength=10", "method.anchor=separate"),
     "joint": ("method=joint",),
     "restart": ("method=joint", "method.restart=true"),
+    "replay": ("method=replay", "method.capacity=40"),
+    "balanced": ("method=replay", "method.capacity=40", "method.policy=balanced"),
 }
 
 
