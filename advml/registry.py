@@ -24,6 +24,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "joint": "advml.methods.continual.joint:Joint",
         "ewc": "advml.methods.continual.ewc:ElasticWeightConsolidation",
         "replay": "advml.methods.continual.replay:Replay",
+        "agem": "advml.methods.continual.agem:AveragedGem",
     },
     "dataset": {
         "none": "advml.data.none:NoData",

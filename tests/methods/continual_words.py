@@ -20,6 +20,7 @@ METHODS = {
     "restart": ("method=joint", "method.restart=true"),
     "replay": ("method=replay", "method.capacity=40"),
     "balanced": ("method=replay", "method.capacity=40", "method.policy=balanced"),
+    "agem": ("method=agem", "method.capacity=40"),
 }
 
 
