@@ -25,6 +25,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "ewc": "advml.methods.continual.ewc:ElasticWeightConsolidation",
         "replay": "advml.methods.continual.replay:Replay",
         "agem": "advml.methods.continual.agem:AveragedGem",
+        "der": "advml.methods.continual.der:DarkExperienceReplay",
+        "der_pp": "advml.methods.continual.der:DarkExperienceReplay",
     },
     "dataset": {
         "none": "advml.data.none:NoData",

@@ -21,6 +21,8 @@ METHODS = {
     "replay": ("method=replay", "method.capacity=40"),
     "balanced": ("method=replay", "method.capacity=40", "method.policy=balanced"),
     "agem": ("method=agem", "method.capacity=40"),
+    "der": ("method=der", "method.capacity=40"),
+    "der_pp": ("method=der_pp", "method.capacity=40"),
 }
 
 

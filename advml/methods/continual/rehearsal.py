@@ -1,8 +1,10 @@
 """What methods with a memory of examples share: when it is drawn from and when it is offered something.
 
 Each iteration draws from the memory first and offers it the current batch last (Chaudhry et al. 2019, "On tiny episodic
-memories in continual learning", algorithm 1). A batch is offered in the first epoch of its task only, so that every
-example is offered once however often it is trained on, and the reservoir is uniform over examples.
+memories in continual learning", algorithm 1). With `offer: first` a batch is offered in the first epoch of its task
+only: every example is offered once however often it is trained on, and the reservoir is uniform over examples. With
+`offer: every` it is offered in every epoch, as dark experience replay's own code does: the reservoir is uniform over
+what was shown, an example may be in it twice, and what is stored beside it is not only of the first epoch.
 
 Drawn examples pass the network by themselves, not in one batch with the current ones: A-GEM needs two gradients anyway,
 dark experience replay's own code does so, and the same for all makes them comparable. With batch normalisation
@@ -31,6 +33,7 @@ class RehearsalSettings(ContinualSettings):
 
     capacity: CountInt
     policy: Policy
+    offer: Literal["first", "every"]
     memory_batch_size: PositiveInt
 
     @property
@@ -59,8 +62,9 @@ class Rehearsal(Continual):
     def setup(self, context: Context) -> None:
         """An empty memory, no larger than what it could ever be offered."""
         super().setup(context)
-        every = sum(len(task.train) for task in self.stream)
-        capacity, outputs = min(self.config.capacity, every), self.stream.spec.outputs
+        first = self.config.offer == "first"
+        offered = (len(t.train) if first else self.iterations(t) * self.config.batch_size for t in self.stream)
+        capacity, outputs = min(self.config.capacity, sum(offered)), self.stream.spec.outputs
         like = self.stream[0].train
         self.kept = Memory(capacity, self.config.policy, like, len(self.stream), outputs, self.extras())
         self.drawn: Mapping[str, Recalled] = {}
@@ -86,6 +90,7 @@ class Rehearsal(Continual):
         config, task, names = self.config, self.stream[at.phase], list(draws) if self.kept.capacity else []
         numbers = count(at.index * config.block)
         first_epoch = -(-len(task.train) // config.batch_size)
+        offered = first_epoch if config.offer == "first" else self.iterations(task)
         begun = at.phase + 1
         mask = self.stream.mask(at.phase, begun)
         splits = [one.train for one in self.stream.tasks[:begun]]
@@ -108,7 +113,7 @@ class Rehearsal(Continual):
             return Batch(inputs, target, mask)
 
         def after() -> None:
-            if iteration < first_epoch:
+            if iteration < offered:
                 generator = self.context.rng("memory offer", at.phase, iteration)
                 chosen = None if classes is None else classes[current]
                 self.kept.offer(task.train, current, at.phase, generator, classes=chosen, extras=self.beside)
