@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from continual_words import VIEWS, small
 
+from advml.errors import ConfigError
 from advml.nn.memory import draw_distinct
 from advml.nn.optimisers import make_optimiser
 from advml.nn.training import train
@@ -164,3 +165,11 @@ def test_replay_forgets_less_than_finetuning(play, view):
     replay = play("method=replay", *more).go().evaluate()["average_accuracy"]
     finetune = play("method=finetune", *more).go().evaluate()["average_accuracy"]
     assert replay > finetune + 0.05
+
+
+@pytest.mark.parametrize("one", ["capacity=1", "memory_batch_size=1"])
+@pytest.mark.parametrize("method", ["replay", "agem", "der"])
+def test_a_batch_norm_needs_two_remembered_examples(play, method, one):
+    with pytest.raises(ConfigError, match=r"method\.capacity, .*: a batch norm cannot learn from one remembered"):
+        play(*small(method, "task", f"method.{one}", "model.norm=batch")).go()
+    play(*small(method, "task", f"method.{one}")).go()

@@ -28,7 +28,7 @@ class AveragedGem(Rehearsal):
             if not (drawn := self.drawn.get("reference")):
                 return
             with self.context.autocast():
-                value = self.loss(self.network(drawn.batch.inputs), drawn.batch)
+                value = self.loss(self.again(drawn), drawn.batch)
             moving = [parameter for parameter in parameters if parameter.grad is not None]
             reference = torch.autograd.grad(value, moving, materialize_grads=True)
             gradients = [parameter.grad for parameter in moving if parameter.grad is not None]

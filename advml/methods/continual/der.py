@@ -49,9 +49,9 @@ class DarkExperienceReplay(Rehearsal):
             value = self.loss(outputs, batch)
             if dark := self.drawn.get("logits"):
                 active = self.active[dark.task.to(self.active.device, non_blocking=True)]
-                value = value + alpha * output_distance(self.network(dark.batch.inputs), dark.extras["logits"], active)
-            if again := self.drawn.get("replay"):
-                value = value + beta * self.loss(self.network(again.batch.inputs), again.batch)
+                value = value + alpha * output_distance(self.again(dark), dark.extras["logits"], active)
+            if replayed := self.drawn.get("replay"):
+                value = value + beta * self.loss(self.again(replayed), replayed.batch)
             return value
 
         names = [name for name, weight in (("logits", alpha), ("replay", beta)) if weight]

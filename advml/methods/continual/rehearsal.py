@@ -22,6 +22,7 @@ from torch import Tensor
 
 from advml.config import CountInt, PositiveInt, settings
 from advml.contracts import At, Batch, Context
+from advml.errors import ConfigError
 from advml.methods.continual.common import Continual, ContinualSettings
 from advml.nn.losses import Loss
 from advml.nn.memory import Memory, Policy, Recalled
@@ -121,6 +122,19 @@ class Rehearsal(Continual):
         return self.train_block(
             at, batches=batches, loss=loss, transform=transform, after=after, earlier=bool(names),
         )  # fmt: skip
+
+    def again(self, drawn: Recalled) -> Tensor:
+        """What the network, as it is now, says about drawn examples: outputs [B, C]."""
+        try:
+            outputs: Tensor = self.network(drawn.batch.inputs)
+        except ValueError as error:
+            if len(drawn.task) == 1 and str(error).startswith("Expected more than 1 value per channel"):
+                raise ConfigError(
+                    "method.capacity, method.memory_batch_size: a batch norm cannot learn from one remembered example; "
+                    "use 2 or more"
+                ) from None
+            raise
+        return outputs
 
     def memory(self) -> tuple[Iterable[Tensor], int]:
         """The examples kept."""

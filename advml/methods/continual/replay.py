@@ -30,8 +30,8 @@ class Replay(Rehearsal):
 
         def loss(outputs: Tensor, batch: Batch) -> Tensor:
             value = self.loss(outputs, batch)
-            if again := self.drawn.get("replay"):
-                value = value + weight * self.loss(self.network(again.batch.inputs), again.batch)
+            if replayed := self.drawn.get("replay"):
+                value = value + weight * self.loss(self.again(replayed), replayed.batch)
             return value
 
         return self.done(at, {"loss": self.rehearse(at, ["replay"] if weight else [], loss=loss)})
