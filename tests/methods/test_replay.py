@@ -173,3 +173,23 @@ def test_a_batch_norm_needs_two_remembered_examples(play, method, one):
     with pytest.raises(ConfigError, match=r"method\.capacity, .*: a batch norm cannot learn from one remembered"):
         play(*small(method, "task", f"method.{one}", "model.norm=batch")).go()
     play(*small(method, "task", f"method.{one}")).go()
+
+
+@pytest.mark.parametrize("method", ["balanced", "agem", "der_pp"])
+@pytest.mark.parametrize(
+    "model",
+    [
+        ("model=linear",),
+        ("model=mlp", "model.norm=layer", "model.dropout=0.3"),
+        ("model=cnn", "model.channels=[4, 6]", "model.hidden=8", "model.kernel=3"),
+        ("model=conv4", "model.channels=4", "model.blocks=2"),
+    ],
+)
+def test_models(play, method, model):
+    few = ("dataset.limit=120", "view.tasks=2", "method.iterations=4", "method.block=2")
+    played = play(*small(method, "task", *few, *model))
+    before = played.weights()
+    played.go()
+    after = played.weights()
+    assert all(not torch.equal(after[name], before[name]) for name in after)
+    assert all(value.isfinite().all() for value in after.values())
