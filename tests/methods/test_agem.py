@@ -20,7 +20,7 @@ def test_without_memory_it_is_finetuning_bit_for_bit(play, same, view):
     assert not same(agem.weights(), play(*small("agem", view, *more)).go().weights())
 
 
-@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("view", ["task", "class", "permuted"])
 def test_the_first_task_is_finetuning_bit_for_bit(play, same, view):
     agem, finetune = play(*small("agem", view)), play(*small("finetune", view))
     assert same(agem.to_end_of(0).weights(), finetune.to_end_of(0).weights())
@@ -32,7 +32,7 @@ def test_the_first_task_is_finetuning_bit_for_bit(play, same, view):
     assert not same(agem.weights(), finetune.to_end_of(1).weights())
 
 
-@pytest.mark.parametrize("view", ["task", "class", "permuted"])
+@pytest.mark.parametrize("view", ["class", "permuted task"])
 def test_the_method_written_out(play, view):
     """Plain gradient descent in float64 with one flat gradient and numbers compared in Python."""
     sgd = ("method.optimiser=sgd", "method.lr=0.1", "precision=float64", "method.policy=reservoir", "method.block=20")
@@ -117,7 +117,7 @@ def test_every_task_has_its_share(play):
 
 def test_projection_forgets_less_than_finetuning(play):
     """At the shipped settings; by how much is for the benchmarks."""
-    more = ("view.tasks=3", "dataset.limit=800")
+    more = ("view.tasks=3", "dataset.limit=600", "method.iterations=100")
     agem = play("method=agem", *more).go().evaluate()["average_accuracy"]
     finetune = play("method=finetune", *more).go().evaluate()["average_accuracy"]
     assert agem > finetune + 0.02

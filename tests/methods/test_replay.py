@@ -13,8 +13,7 @@ from advml.nn.optimisers import make_optimiser
 from advml.nn.training import train
 
 
-@pytest.mark.parametrize("view", VIEWS)
-@pytest.mark.parametrize("nothing", ["capacity=0", "weight=0"])
+@pytest.mark.parametrize(("view", "nothing"), [(view, "weight=0") for view in VIEWS] + [("task", "capacity=0")])
 def test_without_memory_or_weight_it_is_finetuning_bit_for_bit(play, same, view, nothing):
     more = ("method.optimiser=adamw", "method.weight_decay=0.1", "method.fresh_optimiser=false")
     replay = play(*small("replay", view, f"method.{nothing}", *more)).go()
@@ -36,8 +35,9 @@ def test_the_first_task_is_finetuning_where_only_earlier_tasks_are_recalled(play
     assert not same(every.weights(), finetune.weights())
 
 
-@pytest.mark.parametrize("view", ["task", "class", "permuted", "rotated"])
-@pytest.mark.parametrize("recall", ["all", "earlier"])
+@pytest.mark.parametrize(
+    ("view", "recall"), [("task", "all"), ("class", "earlier"), ("permuted", "all"), ("rotated", "earlier")]
+)
 def test_the_method_written_out(play, view, recall):
     """A plain loop over a list of (task, number of the example), in float64, with plain gradient descent."""
     sgd = ("method.optimiser=sgd", "method.lr=0.1", "precision=float64", "method.weight=0.7", f"method.recall={recall}")
@@ -101,8 +101,11 @@ def test_every_example_is_offered_once_however_often_it_is_trained_on(play, poli
     assert stored == given
 
 
-@pytest.mark.parametrize("view", ["task", "class", "domain", "permuted", "rotated"])
-@pytest.mark.parametrize("policy", ["reservoir", "balanced"])
+@pytest.mark.parametrize(
+    ("view", "policy"),
+    [("task", "reservoir"), ("class", "balanced"), ("domain", "reservoir"), ("permuted", "balanced"),
+     ("rotated", "reservoir")],
+)  # fmt: skip
 def test_training_from_scratch_on_a_complete_buffer_is_joint_training(play, same, view, policy):
     """Bit for bit, in the same order of indices, once the buffer is sorted as the joint method has its examples."""
     long = ("method.iterations=20", "dataset.limit=150", "model.norm=batch")
@@ -161,7 +164,7 @@ def test_what_is_counted_and_what_is_held(play):
 @pytest.mark.parametrize("view", ["stream_permuted", "stream_class"])
 def test_replay_forgets_less_than_finetuning(play, view):
     """At the shipped settings; by how much is for the benchmarks."""
-    more = (f"view={view}", "view.tasks=3", "dataset.limit=800", "method.iterations=100")
+    more = (f"view={view}", "view.tasks=3", "dataset.limit=600", "method.iterations=80")
     replay = play("method=replay", *more).go().evaluate()["average_accuracy"]
     finetune = play("method=finetune", *more).go().evaluate()["average_accuracy"]
     assert replay > finetune + 0.05
