@@ -26,6 +26,10 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "si": "advml.methods.continual.si:SynapticIntelligence",
         "mas": "advml.methods.continual.mas:MemoryAwareSynapses",
         "lwf": "advml.methods.continual.lwf:LearningWithoutForgetting",
+        "replay": "advml.methods.continual.replay:Replay",
+        "agem": "advml.methods.continual.agem:AveragedGem",
+        "der": "advml.methods.continual.der:DarkExperienceReplay",
+        "der_pp": "advml.methods.continual.der:DarkExperienceReplay",
     },
     "dataset": {
         "none": "advml.data.none:NoData",

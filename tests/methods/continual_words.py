@@ -23,6 +23,11 @@ METHODS = {
     "lwf by tasks": ("method=lwf", "method.weighting=by_tasks", "method.new_classes=zero"),
     "joint": ("method=joint",),
     "restart": ("method=joint", "method.restart=true"),
+    "replay": ("method=replay", "method.capacity=40"),
+    "balanced": ("method=replay", "method.capacity=40", "method.policy=balanced"),
+    "agem": ("method=agem", "method.capacity=40"),
+    "der": ("method=der", "method.capacity=40"),
+    "der_pp": ("method=der_pp", "method.capacity=40"),
 }
 
 
