@@ -23,6 +23,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "finetune": "advml.methods.continual.finetune:Finetune",
         "joint": "advml.methods.continual.joint:Joint",
         "ewc": "advml.methods.continual.ewc:ElasticWeightConsolidation",
+        "packnet": "advml.methods.continual.packnet:PackNet",
     },
     "dataset": {
         "none": "advml.data.none:NoData",
