@@ -24,6 +24,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "joint": "advml.methods.continual.joint:Joint",
         "ewc": "advml.methods.continual.ewc:ElasticWeightConsolidation",
         "packnet": "advml.methods.continual.packnet:PackNet",
+        "progressive": "advml.methods.continual.progressive:Progressive",
     },
     "dataset": {
         "none": "advml.data.none:NoData",

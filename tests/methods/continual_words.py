@@ -19,7 +19,11 @@ METHODS = {
     "joint": ("method=joint",),
     "restart": ("method=joint", "method.restart=true"),
 }
+TOLD = {  # methods that must be told the task
+    "packnet": ("method=packnet",),
+    "progressive": ("method=progressive", "method.adapter=6"),
+}
 
 
 def small(method="ewc", view="permuted", *more):
-    return (*METHODS[method], *VIEWS[view][:1], *SMALL, *VIEWS[view][1:], *more)
+    return (*(METHODS | TOLD)[method], *VIEWS[view][:1], *SMALL, *VIEWS[view][1:], *more)
