@@ -41,7 +41,7 @@ class PackedNetwork(PerTask):
         self.inner = inner
         heads = set(inner.head.modules())
         self.layers = [
-            f"{name}.weight"
+            name
             for name, module in inner.named_modules()
             if isinstance(module, nn.Linear | nn.Conv2d) and module not in heads
         ]
@@ -66,7 +66,8 @@ class PackedNetwork(PerTask):
 
     def weights(self) -> dict[str, nn.Parameter]:
         """The weights that belong to tasks, by name."""
-        return {name: self.inner.get_parameter(name) for name in self.layers}
+        # Not get_parameter: inside functional_call a weight may be any tensor.
+        return {f"{name}.weight": self.inner.get_submodule(name).weight for name in self.layers}  # type: ignore[misc]
 
     def owners(self) -> dict[str, Tensor]:
         """Name → the number of the task that each weight belongs to, or FREE; int16 views into `owner`."""

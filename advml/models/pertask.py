@@ -49,7 +49,7 @@ class PerTask(Network):
     def spread(self, inputs: Mapping[str, Tensor], found: Mapping[int, Tensor]) -> Tensor:
         """The outputs found, by task, at their places among all of them; zero where there is none. [B, C]"""
         like = next(iter(found.values()), next(iter(inputs.values())))
-        outputs = like.new_zeros((len(like), self.outputs))
+        outputs = like.new_zeros((like.shape[0], self.outputs))  # its len() would fix the batch in a program
         for number, own in found.items():
             outputs = outputs.index_copy(1, self.places(number), own)
         return outputs
