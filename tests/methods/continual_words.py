@@ -20,7 +20,7 @@ METHODS = {
     "restart": ("method=joint", "method.restart=true"),
 }
 TOLD = {  # methods that must be told the task
-    "packnet": ("method=packnet",),
+    "packnet": ("method=packnet", "method.prune_fraction=0.5"),
     "progressive": ("method=progressive", "method.adapter=6"),
 }
 
