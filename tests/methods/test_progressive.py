@@ -165,6 +165,27 @@ def test_everything_of_the_newest_column_learns_and_nothing_else(play):
     assert {name.split(".")[-1] for name in state(played)} > {"alpha", "weight", "bias", "running_mean"}
 
 
+def test_scales_are_learned_by_their_gradient(play):
+    """Which is that of finite differences; without decay nothing else could move them."""
+    played = play(*tiny("precision=float64")).to_end_of(1)
+    network, batch = played.method.network, played.view[1].train.batch(slice(0, 16))
+    for lateral in network.laterals[1]:
+        assert bool((lateral.alpha != 0.1).all())
+
+        def loss():
+            return played.method.loss(network(batch.inputs), batch._replace(mask=played.view[1].outputs))
+
+        (found,) = torch.autograd.grad(loss(), lateral.alpha)
+        with torch.no_grad():
+            lateral.alpha.add_(1e-6)
+            above = loss()
+            lateral.alpha.sub_(2e-6)
+            expected = (above - loss()) / 2e-6
+            lateral.alpha.add_(1e-6)
+        assert float(found) != 0
+        assert float(found) == pytest.approx(float(expected), rel=1e-4, abs=1e-8)
+
+
 # --- growth -------------------------------------------------------------------------------------------------------
 
 
