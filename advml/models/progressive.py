@@ -119,6 +119,12 @@ class ProgressiveNetwork(PerTask):
                 f"model={column.recipe['name']}: has one layer only, and laterals begin at the second; use model=mlp, "
                 "or method.lateral=none"
             )
+        given = getattr(column.get_submodule(layers[-1]), "out_features", len(places))
+        if given != len(places):
+            raise ConfigError(
+                f"model={column.recipe['name']}: gives {given} outputs, and a column those of its task alone, "
+                f"{len(places)}; use model.head=new if the model is that of a run"
+            )
         for parameter in self.parameters():
             parameter.requires_grad_(False)
         like = next(column.parameters())

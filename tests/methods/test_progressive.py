@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from continual_words import small
 from torch import nn
 
+import advml
 from advml.contracts import Classes, Network, Spec
 from advml.data.plain import Plain
 from advml.data.stream import Stream
@@ -17,6 +18,8 @@ from advml.models.progressive import ProgressiveNetwork, layers_of
 from advml.nn.optimisers import make_optimiser
 from advml.nn.training import batches_of, minibatches, train
 from advml.runner.checkpoint import copied
+
+QUIET = ("device=cpu", "threads=1", "progress=off", "figures=false", "baselines=off")
 
 
 def tiny(*more):
@@ -356,6 +359,19 @@ def test_a_single_layer_has_no_laterals(play):
     with pytest.raises(ConfigError, match=r"model=linear: has one layer only.*method\.lateral=none"):
         play(*small("progressive", "task", "model=linear"))
     assert play(*small("progressive", "task", "model=linear", "method.lateral=none")).go().ended is False
+
+
+def test_columns_that_begin_as_the_network_of_a_run(inside, play):
+    """With a head of their own; one that is kept has the outputs of another problem."""
+    run = advml.run("method.epochs=1", "dataset.limit=200", "model.hidden=[12, 8]", *QUIET)
+    words = small("progressive", "task", "dataset.limit=200", "model=run", f"model.path={run.folder}")
+    played = play(*words)
+    start = run.network("last").state_dict()
+    assert torch.equal(played.method.network.columns[0].body[0].weight, start["body.0.weight"])
+    played.go()
+    assert len(played.method.network.columns) == 3
+    with pytest.raises(ConfigError, match=r"gives 10 outputs, and a column those of its task alone, 4; use model.head"):
+        play(*words, "model.head=keep")
 
 
 def test_no_hook_is_left_behind(play):

@@ -97,8 +97,10 @@ class PackNet(Continual):
         return [(weight, owners[name] == number, weight.detach().clone()) for name, weight in weights.items()]
 
     def _common(self, number: int) -> list[nn.Parameter]:
-        """What no task after the first may move: all parameters but the head and the weights that belong to tasks."""
-        own = {*self.packed.weights().values(), *self.network.head.parameters()}
+        """What no task after the first may move: all but the weights that belong to tasks and the rows of the head."""
+        outputs = self.stream.spec.outputs
+        rows = {parameter for parameter in self.network.head.parameters() if parameter.shape[:1] == (outputs,)}
+        own = {*self.packed.weights().values(), *rows}
         return [parameter for parameter in self.network.parameters() if parameter not in own] if number else []
 
     @torch.no_grad()
