@@ -30,6 +30,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "agem": "advml.methods.continual.agem:AveragedGem",
         "der": "advml.methods.continual.der:DarkExperienceReplay",
         "der_pp": "advml.methods.continual.der:DarkExperienceReplay",
+        "packnet": "advml.methods.continual.packnet:PackNet",
+        "progressive": "advml.methods.continual.progressive:Progressive",
     },
     "dataset": {
         "none": "advml.data.none:NoData",

@@ -27,14 +27,19 @@ def build(name: str, settings: Any, spec: Spec, seed: int) -> Network:
     return network
 
 
-def rebuild(recipe: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Network:
-    """The network that a recipe describes, with these weights, in evaluation mode."""
+def from_recipe(recipe: Mapping[str, Any]) -> Network:
+    """The network that a recipe describes, with arbitrary weights."""
     cls = registry.resolve("model", recipe["name"])
     try:
         settings = TypeAdapter(cls.settings).validate_python(dict(recipe["settings"]))
     except ValidationError:
         raise ConfigError(f"model {recipe['name']}: saved with other settings than today's version has") from None
-    network = build(recipe["name"], settings, Spec.from_dict(recipe["spec"]), seed=0)
+    return build(recipe["name"], settings, Spec.from_dict(recipe["spec"]), seed=0)
+
+
+def rebuild(recipe: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Network:
+    """The network that a recipe describes, with these weights, in evaluation mode."""
+    network = from_recipe(recipe)
     dtype = next((value.dtype for value in state.values() if value.is_floating_point()), torch.float32)
     network.to(dtype)
     network.load_state_dict(state)

@@ -65,14 +65,18 @@ def train(
     count: Counter,
     transform: Callable[[], None] | None = None,
     after: Callable[[], None] | None = None,
+    still: Iterable[nn.Module] = (),
     autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> Tensor:
     """Train on the batches in order; the mean loss per example, a 0-d tensor on the network's device.
 
     `update` of `total` is where the learning-rate schedule stands. `transform` changes the gradients in place before
-    they are clipped and used: penalties, projections, privacy. `after` is called after each update.
+    they are clipped and used: penalties, projections, privacy. `after` is called after each update. `still`: parts of
+    the network that stay in evaluation mode, with the running averages that they have.
     """
     network.train()
+    for module in still:
+        module.eval()
     parameters = list(network.parameters())
     values, sizes = [], []
     for number, batch in enumerate(batches, start=update):

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import flop_registry
 
 from advml.config import Bound
 from advml.contracts import Network
+from advml.models.pertask import PerTask
 from advml.runner import artifacts, checkpoint, files
 from advml.runner.folder import RunFolder
 from advml.runner.identity import identity
@@ -121,6 +122,8 @@ def flops_estimate(network: Network | None, samples: int | None) -> int | None:
     """Forward FLOPs of one example × 3 (a backward pass costs about two forward ones) × samples; None if unknown."""
     if network is None or samples is None:
         return None
+    if isinstance(network, PerTask):
+        network = network.of(network.tasks - 1)  # training computes one task's outputs, not all tasks' one by one
     first = next(iter(network.parameters()), torch.zeros(()))
     shapes: Mapping[str, Any] = network.recipe["spec"]["inputs"]
     inputs = {

@@ -29,7 +29,11 @@ METHODS = {
     "der": ("method=der", "method.capacity=40"),
     "der_pp": ("method=der_pp", "method.capacity=40"),
 }
+TOLD = {  # methods that must be told the task
+    "packnet": ("method=packnet", "method.prune_fraction=0.5"),
+    "progressive": ("method=progressive", "method.adapter=6"),
+}
 
 
 def small(method="ewc", view="permuted", *more):
-    return (*METHODS[method], *VIEWS[view][:1], *SMALL, *VIEWS[view][1:], *more)
+    return (*(METHODS | TOLD)[method], *VIEWS[view][:1], *SMALL, *VIEWS[view][1:], *more)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from advml.config import PositiveInt, settings
 from advml.contracts import (
@@ -91,14 +91,16 @@ class Continual(Method):
         loss: Loss | None = None,
         transform: Callable[[], None] | None = None,
         after: Callable[[], None] | None = None,
+        still: Iterable[nn.Module] = (),
         earlier: bool = False,
     ) -> Tensor:
         """Train on one block of iterations of the task at hand; the mean loss.
 
         By default on the task's own examples; otherwise on `batches(index)`, with index int64 into `examples`.
         `loss` replaces the method's own, `transform` changes the gradients before each update, `after` is called after
-        it. `earlier`: the outputs of earlier tasks learn too, because the loss or the batches have something to say
-        about them; otherwise, in the task scenario, nothing moves them.
+        it; `still` are parts of the network that stay in evaluation mode. `earlier`: the outputs of earlier tasks learn
+        too, because the loss or the batches have something to say about them; otherwise, in the task scenario, nothing
+        moves them.
         """
         task = self.stream[at.phase]
         self.begun = at.phase + 1
@@ -132,6 +134,7 @@ class Continual(Method):
             count=self.context.count,
             transform=transform,
             after=updated,
+            still=still,
             autocast=self.context.autocast,
         )
 
@@ -183,8 +186,13 @@ class Continual(Method):
             examples = task.split(split)
             if len(examples):
                 mask = self.stream.mask(number, self.begun)
-                found.append((number, predict(self.network, examples, mask, self.context.autocast), examples.target))
+                outputs = predict(self.network_for(number), examples, mask, self.context.autocast)
+                found.append((number, outputs, examples.target))
         return found
+
+    def network_for(self, number: int) -> Network:
+        """What is asked about task `number`: the one network, unless a method has something else for each task."""
+        return self.network
 
     def state_dict(self) -> dict[str, Any]:
         """Network, optimiser, tasks begun."""
