@@ -23,6 +23,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "finetune": "advml.methods.continual.finetune:Finetune",
         "joint": "advml.methods.continual.joint:Joint",
         "ewc": "advml.methods.continual.ewc:ElasticWeightConsolidation",
+        "generative_replay": "advml.methods.continual.generative_replay:GenerativeReplay",
     },
     "dataset": {
         "none": "advml.data.none:NoData",

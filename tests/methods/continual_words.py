@@ -18,6 +18,8 @@ METHODS = {
     "separate": ("method=ewc", "method.strength=10", "method.anchor=separate"),
     "joint": ("method=joint",),
     "restart": ("method=joint", "method.restart=true"),
+    "generative_replay": ("method=generative_replay", "method.hidden=[24]", "method.latent=6"),
+    "distilled_replay": ("method=generative_replay", "method.hidden=[24]", "method.latent=6", "method.targets=soft"),
 }
 
 
