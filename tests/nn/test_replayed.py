@@ -48,7 +48,8 @@ def test_distillation_against_a_loop():
         for old, new in zip(earlier.tolist(), now.tolist(), strict=True):
             had = [math.exp(old[c] / temperature) if known[c] else 0.0 for c in range(5)]
             total = sum(math.exp(new[c] / temperature) for c in range(5) if live[c])
-            values.append(-sum(had[c] / sum(had) * (new[c] / temperature - math.log(total)) for c in range(5) if had[c]))
+            log_q = [new[c] / temperature - math.log(total) for c in range(5)]
+            values.append(-sum(had[c] / sum(had) * log_q[c] for c in range(5)))
     assert math.isclose(float(found), temperature**2 * sum(values) / len(values), rel_tol=1e-12)
 
 

@@ -120,7 +120,7 @@ def test_a_few_hundred_updates_bring_the_bound_down():
         optimiser.step()
     with torch.no_grad():
         bound = float(vae(x, drawn(64, 2, seed=999).float()).mean())
-        assert math.log(2) < bound < 2.5  # two equally likely patterns: their entropy is the least; 5.5 without learning
+        assert math.log(2) < bound < 2.5  # two patterns: their entropy is the least; 5.5 unlearnt
         made_up = vae.expected(drawn(200, 2, seed=7).float())
     kinds = (made_up[:, 0] > 0.5).float().mean()
     assert 0.25 < float(kinds) < 0.75
