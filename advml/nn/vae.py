@@ -70,6 +70,13 @@ class Vae(nn.Module):
         return found.sigmoid() if self.likelihood == "bernoulli" else found
 
 
+def make_vae(width: int, hidden: Sequence[int], latent: int, likelihood: Likelihood, rng: torch.Generator) -> Vae:
+    """A VAE on the CPU, initialised as torch does by the seed of `rng`; torch's own generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(rng.initial_seed())
+        return Vae(width, hidden, latent, likelihood)
+
+
 def _mlp(widths: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):

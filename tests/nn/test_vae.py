@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.distributions import Bernoulli, Normal, kl_divergence
 
-from advml.nn.vae import Vae, bernoulli_surprise, divergence, gaussian_surprise
+from advml.nn.vae import Vae, bernoulli_surprise, divergence, gaussian_surprise, make_vae
 
 
 def drawn(*size, seed=0):
@@ -126,3 +126,15 @@ def test_a_few_hundred_updates_bring_the_bound_down():
     assert 0.25 < float(kinds) < 0.75
     sharp = (made_up - 0.5).abs().mean(1) > 0.4
     assert float(sharp.float().mean()) > 0.8
+
+
+def test_a_keyed_generator_alone_decides_the_initial_weights():
+    def made(seed):
+        return make_vae(5, (4,), 2, "gaussian", torch.Generator().manual_seed(seed)).state_dict()
+
+    before = torch.get_rng_state()
+    first = made(1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.rand(3)
+    again, other = made(1), made(2)
+    assert all(torch.equal(first[name], again[name]) and not torch.equal(first[name], other[name]) for name in first)

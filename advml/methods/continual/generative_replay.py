@@ -25,7 +25,7 @@ from advml.nn.evaluation import BATCH
 from advml.nn.losses import mean_of
 from advml.nn.optimisers import Optimiser, clip_gradients, learning_rate, make_optimiser
 from advml.nn.replayed import distillation, hard_targets, readings, soft_targets, split_rows
-from advml.nn.vae import Likelihood, Vae
+from advml.nn.vae import Likelihood, Vae, make_vae
 
 ROUNDING = 1e-5  # how far outside [0, 1] a normalisation in single precision may put the extreme examples
 
@@ -85,9 +85,7 @@ class GenerativeReplay(Continual):
         if config.likelihood == "bernoulli":
             for task in self.stream:
                 _check_range(task)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(context.rng("generator").initial_seed())
-            self.generator = Vae(width, config.hidden, config.latent, config.likelihood)
+        self.generator = make_vae(width, config.hidden, config.latent, config.likelihood, context.rng("generator"))
         self.generator.to(context.device, context.dtype)
         self.generator_config = config if config.generator_lr is None else replace(config, lr=config.generator_lr)
         self.generator_optimiser = self._generator_optimiser()
