@@ -32,6 +32,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "der_pp": "advml.methods.continual.der:DarkExperienceReplay",
         "packnet": "advml.methods.continual.packnet:PackNet",
         "progressive": "advml.methods.continual.progressive:Progressive",
+        "generative_replay": "advml.methods.continual.generative_replay:GenerativeReplay",
     },
     "dataset": {
         "none": "advml.data.none:NoData",

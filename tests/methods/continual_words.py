@@ -32,6 +32,8 @@ METHODS = {
 TOLD = {  # methods that must be told the task
     "packnet": ("method=packnet", "method.prune_fraction=0.5"),
     "progressive": ("method=progressive", "method.adapter=6"),
+    "generative_replay": ("method=generative_replay", "method.hidden=[24]", "method.latent=6"),
+    "distilled_replay": ("method=generative_replay", "method.hidden=[24]", "method.latent=6", "method.targets=soft"),
 }
 
 
