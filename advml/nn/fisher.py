@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from advml.contracts import Batch, Network, Split
 from advml.nn.evaluation import evaluating
-from advml.nn.per_example import Directions, Engine, folded_sums, gradient, trainable
+from advml.nn.per_example import Directions, Engine, folded_sums, gradient, in_batches, trainable
 
 Kind = Literal["exact", "sample", "empirical", "batched"]
 
@@ -46,27 +46,21 @@ def fisher_diagonal(
     Engines (`advml.nn.per_example`): `loop` differentiates example by example and serves any network; `closed` is a
     closed form for networks of linear layers, convolutions and norms; `auto` takes the fastest that applies.
     """
-    whole = slice(None) if index is None else index.to(split.device)
-    count = len(split.target[whole])
+    batches, count = in_batches(split, index, batch_size)
     if not count:
         raise ValueError("the Fisher diagonal needs at least one example")
     if mask is not None:
         mask = mask.to(split.device)
-        if kind in ("empirical", "batched") and not bool(mask[split.target[whole]].all()):
+        target = split.target if index is None else split.target[index.to(split.device)]
+        if kind in ("empirical", "batched") and not bool(mask[target].all()):
             raise ValueError(f"kind {kind} needs examples of active classes only")
-
-    def batches(limit: int | None = None) -> Iterator[Batch]:
-        size = batch_size if limit is None else min(limit, batch_size)
-        for start in range(0, count, size):
-            part = slice(start, start + size)
-            yield split.batch(part if isinstance(whole, slice) else whole[part])  # a slice copies nothing
 
     def gradients(logits: Tensor, target: Tensor) -> Iterator[Tensor]:
         return directions(logits, target, kind, mask, generator)
 
     with evaluating(network), torch.enable_grad():
         if kind == "batched":
-            total = _batched(network, batches(), gradients)
+            total = _batched(network, batches(None), gradients)
         else:
             total = folded_sums(network, batches, gradients, torch.square, engine, generator)
     return {name: values.div_(count) for name, values in total.items()}

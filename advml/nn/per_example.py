@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from advml.contracts import Batch, Network
+from advml.contracts import Batch, Network, Split
 from advml.nn.products import add_outer, keep_freed_memory, product, product_back
 
 Engine = Literal["auto", "loop", "closed"]
@@ -62,6 +62,22 @@ def folded_sums(
             if generator is not None and begun is not None:
                 generator.set_state(begun)
     return _loop(network, batches(None), directions, fold)
+
+
+def in_batches(
+    split: Split, index: Tensor | None, batch_size: int
+) -> tuple[Callable[[int | None], Iterable[Batch]], int]:
+    """Batches as `folded_sums` takes them, of the examples at `index` (int64 [N]; None = all), and how many these are."""
+    whole = None if index is None else index.to(split.device)
+    count = len(split) if whole is None else len(whole)
+
+    def batches(limit: int | None) -> Iterator[Batch]:
+        size = batch_size if limit is None else min(limit, batch_size)
+        for start in range(0, count, size):
+            part = slice(start, start + size)
+            yield split.batch(part if whole is None else whole[part])  # a slice copies nothing
+
+    return batches, count
 
 
 def trainable(network: nn.Module) -> tuple[dict[str, nn.Parameter], dict[str, Tensor]]:

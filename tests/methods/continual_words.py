@@ -28,12 +28,12 @@ METHODS = {
     "agem": ("method=agem", "method.capacity=40"),
     "der": ("method=der", "method.capacity=40"),
     "der_pp": ("method=der_pp", "method.capacity=40"),
+    "generative_replay": ("method=generative_replay", "method.hidden=[24]", "method.latent=6"),
+    "distilled_replay": ("method=generative_replay", "method.hidden=[24]", "method.latent=6", "method.targets=soft"),
 }
 TOLD = {  # methods that must be told the task
     "packnet": ("method=packnet", "method.prune_fraction=0.5"),
     "progressive": ("method=progressive", "method.adapter=6"),
-    "generative_replay": ("method=generative_replay", "method.hidden=[24]", "method.latent=6"),
-    "distilled_replay": ("method=generative_replay", "method.hidden=[24]", "method.latent=6", "method.targets=soft"),
 }
 
 
