@@ -7,6 +7,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from advml.nn.losses import at_least_float32
+
 
 def distillation(
     student: Tensor, teacher: Tensor, heads: Tensor, temperature: float, student_heads: Tensor | None = None
@@ -28,5 +30,5 @@ def distillation(
 
 def _log_softmax(logits: Tensor, heads: Tensor, temperature: float) -> Tensor:
     """log softmax(logits / T) [B, H, C] over each head by itself, −∞ outside of it; in float32 at least."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = at_least_float32(logits)
     return (logits.unsqueeze(1) / temperature).masked_fill(~heads, -torch.inf).log_softmax(2)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +15,8 @@ from advml.nn.losses import masked
 from advml.nn.metrics import classification_metrics, regression_metrics
 
 BATCH = 1024  # large enough to keep two cores busy, small enough for a convolution's intermediate images
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @contextmanager
@@ -27,6 +30,11 @@ def evaluating(network: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+def frozen(network: Module) -> Module:
+    """A copy in evaluation mode that nothing trains: it draws no random numbers and keeps its statistics."""
+    return copy.deepcopy(network).eval().requires_grad_(False)
 
 
 def predict(

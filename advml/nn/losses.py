@@ -17,6 +17,11 @@ Loss = Callable[[Tensor, Batch], Tensor]
 REGRESSION: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}
 
 
+def at_least_float32(outputs: Tensor) -> Tensor:
+    """Under autocast outputs are bfloat16, in which a loss would keep 3 digits."""
+    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+
+
 def masked(logits: Tensor, mask: Tensor | None) -> Tensor:
     """Logits [B, C] with −∞ wherever `mask` (bool [C] or [B, C]) is false: such a class has probability zero."""
     return logits if mask is None else logits.masked_fill(~mask, float("-inf"))
@@ -24,7 +29,7 @@ def masked(logits: Tensor, mask: Tensor | None) -> Tensor:
 
 def cross_entropy(logits: Tensor, batch: Batch, smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy over the active classes; `smoothing` spreads that share evenly over them (Szegedy 2016)."""
-    logits = _at_least_float32(logits)
+    logits = at_least_float32(logits)
     if not smoothing or batch.mask is None:
         return F.cross_entropy(masked(logits, batch.mask), batch.target, label_smoothing=smoothing)
     active = batch.mask.expand_as(logits)
@@ -51,12 +56,7 @@ def make_loss(name: LossName, target: Target, smoothing: float = 0.0) -> Loss:
         return lambda outputs, batch: cross_entropy(outputs, batch, smoothing)
     measure = REGRESSION[name]
     # A network gives [B, outputs]; a target is [B, *shape]. Broadcasting [B, 1] against [B] would compare all pairs.
-    return lambda outputs, batch: measure(_at_least_float32(outputs).reshape(batch.target.shape), batch.target)
-
-
-def _at_least_float32(outputs: Tensor) -> Tensor:
-    """Under autocast outputs are bfloat16, in which a loss would keep 3 digits."""
-    return outputs.to(torch.promote_types(outputs.dtype, torch.float32))
+    return lambda outputs, batch: measure(at_least_float32(outputs).reshape(batch.target.shape), batch.target)
 
 
 def mean_of(values: list[Tensor], sizes: list[int]) -> Tensor:

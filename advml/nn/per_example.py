@@ -67,7 +67,7 @@ def folded_sums(
 def in_batches(
     split: Split, index: Tensor | None, batch_size: int
 ) -> tuple[Callable[[int | None], Iterable[Batch]], int]:
-    """Batches as `folded_sums` takes them, of the examples at `index` (int64 [N]; None = all), and how many these are."""
+    """Batches of the examples at `index` (int64 [N]; None = all) as `folded_sums` takes them; how many examples."""
     whole = None if index is None else index.to(split.device)
     count = len(split) if whole is None else len(whole)
 

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from advml.nn.losses import masked
+from advml.nn.losses import at_least_float32, masked
 
 
 def readings(outputs: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
@@ -31,15 +31,15 @@ def hard_targets(outputs: Tensor, masks: Tensor) -> Tensor:
 
 def soft_targets(outputs: Tensor, masks: Tensor, temperature: float) -> Tensor:
     """Softmax of outputs [B, C] / T over the active classes, [S·B, C]: zero for the others."""
-    return (masked(*readings(_precise(outputs), masks)) / temperature).softmax(1)
+    return (masked(*readings(at_least_float32(outputs), masks)) / temperature).softmax(1)
 
 
-def distillation(outputs: Tensor, masks: Tensor, targets: Tensor, temperature: float) -> Tensor:
+def soft_cross_entropy(outputs: Tensor, masks: Tensor, targets: Tensor, temperature: float) -> Tensor:
     """−T² · mean over rows of Σ_c p_c log softmax(outputs / T)_c (Hinton et al. 2015), a 0-d tensor.
 
     The targets p, [S·B, C], may be zero where a class is active: it was not yet known then.
     """
-    logits, active = readings(_precise(outputs), masks)
+    logits, active = readings(at_least_float32(outputs), masks)
     log_q = F.log_softmax(masked(logits, active) / temperature, dim=1).masked_fill(~active, 0.0)
     return -(temperature**2) * (targets * log_q).sum(1).mean()
 
@@ -49,7 +49,3 @@ def split_rows(rows: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> dict[str,
     sizes = [torch.Size(shape).numel() for shape in shapes.values()]
     parts = rows.split(sizes, dim=1)
     return {name: part.reshape(-1, *shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-
-
-def _precise(values: Tensor) -> Tensor:
-    return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from advml.nn.losses import at_least_float32
+
 Likelihood = Literal["bernoulli", "gaussian"]
 
 
@@ -47,12 +49,12 @@ class Vae(nn.Module):
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log-variance of q(z|x), two [B, Z], from [B, D]."""
-        mean, log_variance = _precise(self.encoder(x)).chunk(2, dim=1)
+        mean, log_variance = at_least_float32(self.encoder(x)).chunk(2, dim=1)
         return mean, log_variance
 
     def decode(self, z: Tensor) -> Tensor:
         """What p(x|z) is parameterised by, [B, D] from [B, Z]: logits or means."""
-        return _precise(self.decoder(z))
+        return at_least_float32(self.decoder(z))
 
     def forward(self, x: Tensor, noise: Tensor) -> Tensor:
         """The negative evidence lower bound of each row, [B], from x [B, D] and standard normal noise [B, Z]:
@@ -82,8 +84,3 @@ def _mlp(widths: Sequence[int]) -> nn.Sequential:
     for before, after in pairwise(widths):
         layers += [nn.Linear(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
-
-
-def _precise(values: Tensor) -> Tensor:
-    """Under autocast values are bfloat16, in which a sum over pixels would keep 3 digits."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))

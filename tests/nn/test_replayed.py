@@ -6,7 +6,7 @@ import torch
 
 from advml.contracts import Batch
 from advml.nn.losses import cross_entropy
-from advml.nn.replayed import distillation, hard_targets, readings, soft_targets, split_rows
+from advml.nn.replayed import hard_targets, readings, soft_cross_entropy, soft_targets, split_rows
 
 MASKS = torch.tensor([[True, True, False, False, False], [False, False, True, True, False]])
 
@@ -42,7 +42,7 @@ def test_distillation_against_a_loop():
     active[:, 4] = True
     targets = soft_targets(earlier, MASKS, temperature)
     assert torch.equal(targets.sum(1).round(decimals=12), torch.ones(14, dtype=torch.float64))
-    found = distillation(now, active, targets, temperature)
+    found = soft_cross_entropy(now, active, targets, temperature)
     values = []
     for known, live in zip(MASKS, active, strict=True):
         for old, new in zip(earlier.tolist(), now.tolist(), strict=True):
@@ -57,10 +57,10 @@ def test_distillation_pulls_towards_the_earlier_outputs_and_moves_no_other():
     earlier = drawn(4, 5)
     now = earlier.clone().requires_grad_()
     mask = MASKS[:1]
-    distillation(now, mask, soft_targets(earlier, mask, 2.0), 2.0).backward()
+    soft_cross_entropy(now, mask, soft_targets(earlier, mask, 2.0), 2.0).backward()
     torch.testing.assert_close(now.grad, torch.zeros_like(now), rtol=0, atol=1e-15)
     away = (earlier + drawn(4, 5, seed=3)).requires_grad_()
-    distillation(away, mask, soft_targets(earlier, mask, 2.0), 2.0).backward()
+    soft_cross_entropy(away, mask, soft_targets(earlier, mask, 2.0), 2.0).backward()
     assert bool((away.grad[:, :2] != 0).all())
     assert not away.grad[:, 2:].any()
 
@@ -69,7 +69,7 @@ def test_half_precision_outputs_are_worked_on_in_single():
     outputs = drawn(3, 5).bfloat16()
     targets = soft_targets(outputs, MASKS, 2.0)
     assert targets.dtype == torch.float32
-    assert distillation(outputs, MASKS, targets, 2.0).dtype == torch.float32
+    assert soft_cross_entropy(outputs, MASKS, targets, 2.0).dtype == torch.float32
 
 
 def test_rows_become_inputs_again():

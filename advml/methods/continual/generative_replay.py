@@ -6,7 +6,6 @@ replay with feedback connections", and 2019, "Three scenarios for continual lear
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from itertools import count
@@ -21,10 +20,10 @@ from advml.data.stream import Task
 from advml.errors import ConfigError
 from advml.methods.continual.common import Continual, ContinualSettings
 from advml.models.mlp import flat, flat_size
-from advml.nn.evaluation import BATCH
+from advml.nn.evaluation import BATCH, frozen
 from advml.nn.losses import mean_of
 from advml.nn.optimisers import Optimiser, clip_gradients, learning_rate, make_optimiser
-from advml.nn.replayed import distillation, hard_targets, readings, soft_targets, split_rows
+from advml.nn.replayed import hard_targets, readings, soft_cross_entropy, soft_targets, split_rows
 from advml.nn.vae import Likelihood, Vae, make_vae
 
 ROUNDING = 1e-5  # how far outside [0, 1] a normalisation in single precision may put the extreme examples
@@ -169,7 +168,7 @@ class GenerativeReplay(Continual):
 
     def _replay_loss(self, outputs: Tensor, targets: Tensor, active: Tensor) -> Tensor:
         if self.config.targets == "soft":
-            return distillation(outputs, active, targets, self.config.temperature)
+            return soft_cross_entropy(outputs, active, targets, self.config.temperature)
         each, masks = readings(outputs, active)
         return self.loss(each, Batch({}, targets, masks))
 
@@ -198,11 +197,7 @@ class GenerativeReplay(Continual):
         return make_optimiser(self.generator.parameters(), self.generator_config)
 
     def _frozen(self) -> tuple[Vae, Network]:
-        """Copies of generator and network that stay as they are now, in evaluation mode."""
-        copies = copy.deepcopy(self.generator), copy.deepcopy(self.network)
-        for one in copies:
-            one.eval().requires_grad_(False)
-        return copies
+        return frozen(self.generator), frozen(self.network)
 
     def memory(self) -> tuple[Iterable[Tensor], int]:
         """The generator, and generator and network as they were: of the same size for any number of tasks."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -13,6 +12,7 @@ from advml.config import CountFloat, PositiveFloat, settings
 from advml.contracts import At, Batch, Context, Network, Step
 from advml.methods.continual.common import Continual, ContinualSettings
 from advml.nn.distillation import distillation
+from advml.nn.evaluation import frozen
 from advml.nn.losses import mean_of
 
 
@@ -100,8 +100,3 @@ class LearningWithoutForgetting(Continual):
         if state["teacher"] is not None:
             self.teacher = frozen(self.network)
             self.teacher.load_state_dict(state["teacher"])
-
-
-def frozen(network: Network) -> Network:
-    """A copy in evaluation mode that nothing trains: it draws no random numbers and keeps its statistics."""
-    return copy.deepcopy(network).eval().requires_grad_(False)
