@@ -47,6 +47,7 @@ class MiniImagenet:
 
     settings = MiniImagenetSettings
     name: ClassVar[str] = "mini_imagenet"
+    by_hand: ClassVar[str] = "has files that cannot be downloaded and that you put there yourself"
 
     def __init__(self, settings: MiniImagenetSettings) -> None:
         self.config = settings
