@@ -392,4 +392,4 @@ def test_refused_as_typed(shown, overrides, words):
 def test_data_sets_that_draw_tasks_are_no_plain_ones(run_cli):
     said = run_cli("check", "method=supervised", "dataset=sinusoid")
     assert said.code != 0
-    assert "dataset=sinusoid: draws tasks, which only a method that learns from episodes reads" in said.err
+    assert "dataset=sinusoid: draws tasks, which method=supervised cannot read; use another data set" in said.err

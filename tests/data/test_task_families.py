@@ -125,6 +125,7 @@ def test_the_view_of_a_family(shown, name):
     assert view.spec == Spec({"x": (1,)}, Real((1,)))
     assert (view.ways, view.shots, view.queries) == (None, 10, 10)
     assert (view.count("valid"), view.count("test")) == (4, 9)
+    assert view.describe() == {"valid": {"tasks": 4}, "test": {"tasks": 9}}
     assert view.base is None
     assert view.base_spec is None
     assert view.prepare == {}
