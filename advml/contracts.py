@@ -147,8 +147,7 @@ class Spec:
 class Prepare(Protocol):
     """Turns stored values (uint8 pixels, raw features) into network input, one batch at a time."""
 
-    def __call__(self, values: Tensor) -> Tensor:
-        ...
+    def __call__(self, values: Tensor) -> Tensor: ...
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Prepare:
         """The same preparation with its constants on a device."""
@@ -229,8 +228,7 @@ def _rows(values: Tensor, index: Tensor | slice) -> Tensor:
 class Rng(Protocol):
     """Keyed randomness: the same (seed, purpose, key) gives the same CPU generator, wherever and whenever asked."""
 
-    def __call__(self, purpose: str, *key: int | str) -> torch.Generator:
-        ...
+    def __call__(self, purpose: str, *key: int | str) -> torch.Generator: ...
 
 
 class View(Protocol):
