@@ -105,13 +105,15 @@ Target = Classes | Real | Tokens | Nothing
 class Spec:
     """The shape of a problem: named inputs without the batch axis, and the target. Known without reading a file.
 
-    `groups`: name → number of classes, where the classes fall into named groups, each following the one before it
-    (the parts of a series, alphabets). No part of the shape: two specs may be equal without it.
+    Beside the shape, and not compared: `groups`, name → number of classes that follow each other (parts of a series,
+    alphabets); `class_splits`, train, valid, test → its classes, where the source fixes it; `drawn`: tasks, no examples.
     """
 
     inputs: Mapping[str, tuple[int, ...]]
     target: Target
     groups: Mapping[str, int] = field(default_factory=dict, compare=False)
+    class_splits: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False)
+    drawn: bool = field(default=False, compare=False)
 
     @property
     def outputs(self) -> int:
