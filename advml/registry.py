@@ -33,6 +33,11 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "packnet": "advml.methods.continual.packnet:PackNet",
         "progressive": "advml.methods.continual.progressive:Progressive",
         "generative_replay": "advml.methods.continual.generative_replay:GenerativeReplay",
+        "maml": "advml.methods.meta.maml:Maml",
+        "fomaml": "advml.methods.meta.maml:Maml",
+        "anil": "advml.methods.meta.maml:Maml",
+        "metasgd": "advml.methods.meta.maml:Maml",
+        "maml_pp": "advml.methods.meta.maml:Maml",
     },
     "dataset": {
         "none": "advml.data.none:NoData",
