@@ -55,5 +55,6 @@ def fits(view: Episodes, predictions: Callable[[Tasks], Tensor]) -> Mapping[str,
             lines["after 1 step"] = rows[1].tolist()
         if len(rows) > 1:
             lines[f"after {len(rows) - 1} steps"] = rows[-1].tolist()
-        found[f"fit{number + 1}"] = Curve(x[:, 0].tolist(), lines, "x", "y", f"Test task {number + 1}")
+        title = f"Test task {number + 1}"
+        found[f"fit{number + 1}"] = Curve(x[:, 0].tolist(), lines, "x", "y", title, points=("support",))
     return found
