@@ -30,9 +30,10 @@ AT_ONCE = 8  # copies by vmap on a CPU
 FEW = 30  # examples to a copy up to which vmap beats the loop on a CPU: benchmarks/meta.py
 
 
-def expand(network: nn.Module, copies: int) -> Parameters:
-    """`copies` times the network's own parameters; gradients flow back to them."""
-    return {name: value.unsqueeze(0).expand(copies, *value.shape) for name, value in network.named_parameters()}
+def expand(network: nn.Module | Mapping[str, Tensor], copies: int) -> Parameters:
+    """`copies` times the network's own parameters, or these values by name; gradients flow back to them."""
+    values = dict(network.named_parameters()) if isinstance(network, nn.Module) else network
+    return {name: value.unsqueeze(0).expand(copies, *value.shape) for name, value in values.items()}
 
 
 # --- batch norm without a memory ----------------------------------------------------------------------------------

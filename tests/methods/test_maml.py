@@ -204,7 +204,7 @@ def test_linear_regression_multiplies_by_i_minus_alpha_h(play):
 @pytest.mark.parametrize(("method", "inside"), [("anil", {"head.weight", "head.bias"}), ("maml", None)])
 def test_who_adapts(digits, method, inside):
     learner = (played := digits("method.steps=2", method=method)).method
-    start, *_, end = learner.adaptation(drawn(played).support, learner.replicas, 2, second=False, dropout=False)
+    start, *_, end = learner.adaptation(learner.start(), drawn(played).support, learner.replicas, 2, second=False, dropout=False)
     moved = {name for name in start if not torch.equal(start[name], end[name])}
     assert moved == (inside or set(start))
     # The body learns nevertheless, through the outer loop.
@@ -407,6 +407,8 @@ REFUSED = [
     ("method.steps=0 method.inner_rates=per_step", "method.inner_rates=per_step"),
     ("method.steps=1 method.multi_step=5", "method.multi_step"),
     ("method.steps=1 method.norm_per_step=true", "method.norm_per_step"),
+    ("method.compile=true method.multi_step=5 method.steps=2", "method.compile: the weights"),
+    ("method.compile=true method.engine=vmap", "method.compile: only"),
     ("method.order=1 method.first_order=5", "method.first_order"),
     ("model=conv4 model.blocks=2 model.channels=2 method.engine=batched", "method.engine: batched serves"),
 ]
