@@ -18,7 +18,7 @@ from advml.config import CountFloat, CountInt, settings
 from advml.contracts import Batch, Classes, Context
 from advml.data.episodes import Tasks
 from advml.errors import ConfigError
-from advml.methods.meta.common import MetaLearner, MetaSettings, examples_of, task_losses
+from advml.methods.meta.common import MetaLearner, MetaSettings, examples_of, parts, task_losses
 from advml.nn.optimisers import make_optimiser
 from advml.nn.replicas import Engine, Parameters, Replicas, Unsuited, expand, make_replicas
 
@@ -85,7 +85,7 @@ class Maml(MetaLearner):
         for name in of_norms:
             self.norms[name] = nn.Parameter(get(name).detach().repeat(config.steps - 1, 1))
         self.optimiser = make_optimiser(self.learned(), config)  # θ, and now the rest with it
-        self.replicas, self.tested = self._replicas("train"), self._replicas("test")
+        self.replicas = self._replicas()
         self.at_once = self.replicas.at_once
         if config.compile and self.replicas.engine != "batched":
             raise ConfigError("method.compile: only what engine batched computes is compiled (mlp, linear); use false")
@@ -106,16 +106,16 @@ class Maml(MetaLearner):
 
     def loss_from(self, start: Start, tasks: Tasks, second: bool, weights: Sequence[float]) -> Tensor:
         """The same, as a function of all that is learned. `weights`: of the query losses after 0, 1, … steps."""
-        learning = self.adaptation(start, tasks.support, self.replicas, self.config.steps, second=second, dropout=True)
+        learning = self.adaptation(start, tasks.support, self.config.steps, second=second, dropout=True)
         losses = []
         for parameters, weight in zip(learning, weights, strict=True):
             if weight:
-                outputs = self.query_outputs(parameters, tasks, self.replicas, dropout=True)
+                outputs = self.query_outputs(parameters, tasks, dropout=True)
                 losses.append(weight * task_losses(outputs, tasks.query.target).mean())
         return torch.stack(losses).sum()
 
     def adaptation(
-        self, start: Start, support: Batch, replicas: Replicas, steps: int, *, second: bool, dropout: bool
+        self, start: Start, support: Batch, steps: int, *, second: bool, dropout: bool
     ) -> Iterator[Parameters]:
         """θ'_0 = θ, θ'_{k+1} = θ'_k − α ∇ L^support(θ'_k), each task its own (eq. 1).
 
@@ -125,7 +125,7 @@ class Maml(MetaLearner):
         yield parameters
 
         def loss(moving: Parameters) -> Tensor:
-            outputs = replicas.outputs({**parameters, **moving}, support.inputs, dropout=dropout)
+            outputs = self.replicas.outputs({**parameters, **moving}, support.inputs, dropout=dropout)
             return self.scale * task_losses(outputs, support.target).sum()
 
         for step in range(steps):
@@ -161,12 +161,10 @@ class Maml(MetaLearner):
             for name, value, rate, gradient in zip(moving, values, now, gradients, strict=True)
         }
 
-    def query_outputs(
-        self, parameters: Parameters, tasks: Tasks, replicas: Replicas, dropout: bool = False
-    ) -> Tensor:
+    def query_outputs(self, parameters: Parameters, tasks: Tasks, dropout: bool = False) -> Tensor:
         """Outputs [T, Q, C], normalised by the query set or by the support set."""
         reference = None if self.config.transductive else tasks.support.inputs
-        return replicas.outputs(parameters, tasks.query.inputs, reference, dropout)
+        return self.replicas.outputs(parameters, tasks.query.inputs, reference, dropout)
 
     def is_second(self) -> bool:
         """Are second derivatives taken in the meta-iteration at hand?"""
@@ -179,13 +177,14 @@ class Maml(MetaLearner):
 
     def predictions(self, tasks: Tasks) -> Tensor:
         """Outputs [eval_steps + 1, T, Q, C] for the query examples after each step."""
-        rows = []
-        for parameters in self.adaptation(
-            self.start(), tasks.support, self.tested, self.config.eval_steps, second=False, dropout=False
-        ):
+        portions = parts(tasks, self.at_once or len(tasks.query.target))
+        return torch.cat([torch.stack(list(self._outputs_after_each(few))) for few in portions], 1)
+
+    def _outputs_after_each(self, tasks: Tasks) -> Iterator[Tensor]:
+        steps = self.config.eval_steps
+        for parameters in self.adaptation(self.start(), tasks.support, steps, second=False, dropout=False):
             with torch.no_grad():
-                rows.append(self.query_outputs(parameters, tasks, self.tested))
-        return torch.stack(rows)
+                yield self.query_outputs(parameters, tasks)
 
     # --- compiled ---
 
@@ -222,10 +221,10 @@ class Maml(MetaLearner):
                 for name, value in values.items():
                     value.copy_(state[key][name])
 
-    def _replicas(self, split: str) -> Replicas:
-        """Copies of the network, by the engine for tasks of the size that `split` has."""
-        shape = self.view.config.shape(split)
-        examples = (shape.ways or 1) * max(shape.shots, shape.queries)
+    def _replicas(self) -> Replicas:
+        """Copies of the network, for tasks of the size that training has."""
+        shape = self.view.config.shape("train")
+        examples = [(shape.ways or 1) * each for each in (shape.shots, shape.queries)]
         try:
             return make_replicas(self.network, self.config.engine, examples)
         except Unsuited as error:
