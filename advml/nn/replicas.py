@@ -233,10 +233,10 @@ def _is_served(module: nn.Module) -> bool:
     return isinstance(module, SERVED) and not (isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1)
 
 
-def make_replicas(network: Network, engine: Engine = "auto", examples: Sequence[int] = ()) -> Replicas:
+def make_replicas(network: Network, engine: Engine = "auto", examples: int | Sequence[int] = ()) -> Replicas:
     """Copies of `network`, computed by `engine`; `auto` takes the fastest for its layers, device and sizes.
 
-    `examples`: how many to a copy there will be in the calls that are differentiated together. Raises Unsuited where
+    `examples`: how many to a copy there will be in each of the calls that are differentiated together. Raises Unsuited where
     the engine does not serve the network.
     """
     if engine != "auto":
@@ -245,7 +245,8 @@ def make_replicas(network: Network, engine: Engine = "auto", examples: Sequence[
         return Batched(network)
     except Unsuited:
         on_cpu = next(network.parameters()).device.type == "cpu"
-        return Mixed(network, examples) if on_cpu else Vmapped(network)
+        sizes = [examples] if isinstance(examples, int) else examples
+        return Mixed(network, sizes) if on_cpu else Vmapped(network)
 
 
 def chain_of(network: Network) -> list[tuple[str, nn.Module]]:
