@@ -106,12 +106,16 @@ class Spec:
     """The shape of a problem: named inputs without the batch axis, and the target. Known without reading a file.
 
     `groups`: name → number of classes, where the classes fall into named groups, each following the one before it
-    (the parts of a series, alphabets). No part of the shape: two specs may be equal without it.
+    (the parts of a series, alphabets). `class_splits`: train, valid and test → its classes, where the source says which
+    classes are for training and which are for learning from a few examples. `drawn`: tasks are drawn, no examples held.
+    No parts of the shape: two specs may be equal without them.
     """
 
     inputs: Mapping[str, tuple[int, ...]]
     target: Target
     groups: Mapping[str, int] = field(default_factory=dict, compare=False)
+    class_splits: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False)
+    drawn: bool = field(default=False, compare=False)
 
     @property
     def outputs(self) -> int:

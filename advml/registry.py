@@ -49,10 +49,14 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "cifar10": "advml.data.cifar:Cifar10",
         "omniglot": "advml.data.omniglot:Omniglot",
         "series": "advml.data.series:Series",
+        "sinusoid": "advml.data.families:Sinusoid",
+        "harmonics": "advml.data.families:Harmonics",
+        "linear_tasks": "advml.data.families:LinearTasks",
     },
     "view": {
         "plain": "advml.data.plain:Plain",
         "stream": "advml.data.stream:Stream",
+        "episodes": "advml.data.episodes:Episodes",
     },
     "model": {
         "none": "advml.models.none:NoModel",

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -79,6 +79,25 @@ class Splits:
     test: Split
     spec: Spec
     record: Mapping[str, Any]
+
+
+class Whole(NamedTuple):
+    """A data set before any division, and its settings; for views that divide it themselves (`undivided`).
+
+    `loaded` of a data set that draws tasks is its family of functions (advml/data/families.py).
+    """
+
+    loaded: Any
+    spec: Spec
+    config: Any
+
+    def examples(self, rng: Rng) -> Split:
+        """All examples, official test examples last, `dataset.limit` applied to both."""
+        parts = [self.loaded.examples, self.loaded.test]
+        limit = None if self.loaded.limited else self.config.limit
+        kept = [part.take(limited(part.target, limit, rng("split", "limit"))) for part in parts if part is not None]
+        inputs = {name: torch.cat([part.inputs[name] for part in kept]) for name in kept[0].inputs}
+        return Split(inputs, torch.cat([part.target for part in kept]))
 
 
 def split(loaded: Loaded, spec: Spec, config: SplitSettings, rng: Rng) -> Splits:

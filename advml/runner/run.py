@@ -19,7 +19,7 @@ import yaml
 from advml.config import Bound
 from advml.contracts import Method
 from advml.data.files import resolve_data_dir
-from advml.data.source import Source, split
+from advml.data.source import Source, Whole, split
 from advml.errors import AdvmlError, ConfigError
 from advml.runner import checkpoint, environment, files
 from advml.runner.budget import Budget
@@ -224,13 +224,17 @@ def _job(bound: Bound, device: torch.device, observers: Sequence[Observer]) -> _
 
 
 def load_view(bound: Bound, note: Callable[[str], None]) -> Any:
-    """The data set, divided and seen through the view, on the CPU; keyed by the run's seed or the data set's own."""
+    """The data set, divided and seen through the view, on the CPU; keyed by the run's seed or the data set's own.
+
+    A view that is `undivided` gets a Whole and divides it itself.
+    """
     dataset = bound.dataset.cls(bound.dataset.settings)
     split_seed = bound.dataset.settings.split_seed
     rng = KeyedRng(bound.run.seed if split_seed is None else split_seed)
     source = Source(rng, resolve_data_dir(bound.run.data_dir), bound.run.download, note)
-    divided = split(dataset.load(source), dataset.spec(), bound.dataset.settings, rng)
-    return bound.view.cls.of(divided, bound.view.settings, rng)
+    whole = Whole(dataset.load(source), dataset.spec(), bound.dataset.settings)
+    examples = whole if getattr(bound.view.cls, "undivided", False) else split(*whole, rng)
+    return bound.view.cls.of(examples, bound.view.settings, rng)
 
 
 def _end(
