@@ -33,6 +33,11 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "packnet": "advml.methods.continual.packnet:PackNet",
         "progressive": "advml.methods.continual.progressive:Progressive",
         "generative_replay": "advml.methods.continual.generative_replay:GenerativeReplay",
+        "protonet": "advml.methods.meta.protonet:PrototypicalNetworks",
+        "matching": "advml.methods.meta.matching:MatchingNetworks",
+        "reptile": "advml.methods.meta.reptile:Reptile",
+        "pretrain_finetune": "advml.methods.meta.pretrain_finetune:PretrainFinetune",
+        "nearest_neighbour": "advml.methods.meta.nearest_neighbour:NearestNeighbour",
     },
     "dataset": {
         "none": "advml.data.none:NoData",

@@ -1,0 +1,122 @@
+"""Reptile (Nichol, Achiam, Schulman 2018, "On first-order meta-learning algorithms")."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from advml.config import PositiveInt, settings
+from advml.contracts import Context
+from advml.data.episodes import Tasks
+from advml.methods.meta.common import MetaLearner, MetaSettings, examples_of, parts, task_losses
+from advml.methods.meta.finetuning import (
+    FinetuningSettings,
+    fine_tuned,
+    inner_optimiser,
+    moments,
+    support_batches,
+)
+from advml.nn.optimisers import Optimiser, clip_gradients, learning_rate
+from advml.nn.replica_training import start_from, train_copies
+from advml.nn.replicas import make_replicas
+
+
+@settings
+class Settings(MetaSettings, FinetuningSettings):
+    """How a task is learned in training; `lr` and `schedule` are those of the outer step."""
+
+    inner_steps: PositiveInt
+    inner_batch_size: PositiveInt | None
+    inner_memory: Literal["kept", "fresh"]
+
+
+class Reptile(MetaLearner):
+    """Algorithm 2: train on each task from θ, giving φ_t; then θ ← θ + ε · 1/T Σ_t (φ_t − θ).
+
+    θ − 1/T Σ φ_t is given to the outer optimiser as if it were a gradient: `optimiser=sgd` makes the plain step with ε =
+    `lr`. Only support sets are trained on. With the inner optimiser's memory `kept`, as in the authors' code, tasks are
+    learned one after another, each beginning with the moments that the one before left; `fresh` ones side by side.
+    """
+
+    settings = Settings
+
+    def setup(self, context: Context) -> None:
+        """Copies of the network, and of the inner optimiser the one whose memory is kept."""
+        super().setup(context)
+        self.replicas = make_replicas(self.network)
+        self.copy = start_from(dict(self.network.named_parameters()), 1)
+        self.inner = inner_optimiser(self.copy.values(), self.config)
+
+    @property
+    def keeps(self) -> bool:
+        """Does the inner optimiser remember anything from task to task?"""
+        return bool(self.config.inner_memory == "kept" and self.inner.slots)
+
+    def iterate(self, iteration: int) -> Tensor:
+        """One outer step; the mean loss over the inner ones."""
+        config, self.iteration = self.config, iteration
+        tasks = self.view.draw(config.tasks, self.context.rng("tasks", iteration))
+        at_once = 1 if self.keeps else self.replicas.at_once or config.tasks
+        moved = [torch.zeros_like(parameter) for parameter in self.optimiser.parameters]
+        losses = []
+        for few in parts(tasks, at_once):
+            copies, optimiser = self._start(len(few.support.target))
+            batches = support_batches(
+                few, config.inner_batch_size, config.inner_steps, lambda epoch: self.context.rng("order", iteration, epoch)
+            )
+            losses += list(train_copies(self.replicas, copies, batches, task_losses, optimiser))
+            for total, parameter, theta in zip(moved, copies.values(), self.optimiser.parameters, strict=True):
+                total += (theta.detach() - parameter.detach()).sum(0)
+        for parameter, total in zip(self.optimiser.parameters, moved, strict=True):
+            parameter.grad = total / config.tasks
+        self.optimiser.lr = learning_rate(config, iteration, config.iterations)
+        if config.clip_norm is not None:
+            clip_gradients(self.optimiser.parameters, config.clip_norm)
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        seen = min(config.inner_batch_size or tasks.support.target.shape[1], tasks.support.target.shape[1])
+        self.context.count(
+            samples=examples_of(tasks.support), updates=1, gradients=config.tasks * config.inner_steps * seen
+        )
+        return torch.cat(losses).mean()
+
+    def _start(self, copies: int) -> tuple[Mapping[str, torch.nn.Parameter], Optimiser]:
+        """Copies at θ and what trains them."""
+        values = dict(self.network.named_parameters())
+        if not self.keeps:
+            fresh = start_from(values, copies)
+            return fresh, inner_optimiser(fresh.values(), self.config)
+        with torch.no_grad():
+            for name, value in values.items():
+                self.copy[name].copy_(value.unsqueeze(0))
+        return self.copy, self.inner
+
+    def predictions(self, tasks: Tasks) -> Tensor:
+        """The network fine-tuned on the support set, as in training."""
+        return fine_tuned(
+            self.replicas,
+            dict(self.network.named_parameters()),
+            tasks,
+            self.config,
+            lambda epoch: self.context.rng("evaluation order", epoch),
+            self.config.transductive,
+            self.inner.state_dict() if self.keeps else None,
+        )
+
+    def steps_asked(self, rows: int) -> Iterable[int]:
+        """Not after every step."""
+        return moments(self.config.evaluation_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Adds the inner optimiser's memory."""
+        state = super().state_dict()
+        return {**state, "inner": self.inner.state_dict()} if self.keeps else state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore all of it."""
+        super().load_state_dict(state)
+        if self.keeps:
+            self.inner.load_state_dict(state["inner"])
