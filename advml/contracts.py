@@ -105,10 +105,8 @@ Target = Classes | Real | Tokens | Nothing
 class Spec:
     """The shape of a problem: named inputs without the batch axis, and the target. Known without reading a file.
 
-    `groups`: name → number of classes, where the classes fall into named groups, each following the one before it
-    (the parts of a series, alphabets). `class_splits`: train, valid and test → its classes, where the source says which
-    classes are for training and which are for learning from a few examples. `drawn`: tasks are drawn, no examples held.
-    No parts of the shape: two specs may be equal without them.
+    Beside the shape, and not compared: `groups`, name → number of classes that follow each other (parts of a series,
+    alphabets); `class_splits`, train, valid, test → its classes, where the source fixes it; `drawn`: tasks, no examples.
     """
 
     inputs: Mapping[str, tuple[int, ...]]

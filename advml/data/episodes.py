@@ -95,7 +95,8 @@ class Episodes:
         """The tasks of a data set; the division of its classes is keyed like a split, evaluation tasks as well."""
         spec = cls.view_spec(whole.spec, settings)
         if whole.spec.drawn:
-            return cls(FamilyTasks(whole.loaded, torch.device("cpu"), torch.get_default_dtype()), settings, spec, rng, {})
+            tasks = FamilyTasks(whole.loaded, torch.device("cpu"), torch.float32)
+            return cls(tasks, settings, spec, rng, {})
         examples, classes = whole.examples(rng), divide_classes(whole.spec, settings, rng)
         turned = settings.rotations == "classes"
         pools = {name: Pool.of(examples.target, members, turned) for name, members in classes.items()}
@@ -114,8 +115,8 @@ class Episodes:
             }
             for name in SPLITS
         }
-        tasks = FewShot(replace(examples, prepare=fitted), pools, settings.rotations == "augment")
-        return cls(tasks, settings, spec, rng, record)
+        few_shot = FewShot(replace(examples, prepare=fitted), pools, settings.rotations == "augment")
+        return cls(few_shot, settings, spec, rng, record)
 
     def draw(self, count: int, rng: torch.Generator) -> Tasks:
         """`count` training tasks, a function of the state of the CPU generator alone."""
@@ -192,8 +193,8 @@ def _check_classes(spec: Spec, config: EpisodesSettings) -> None:
         if classes * copies < wanted:
             counted = f"{classes * copies}" + (f" ({classes} in {TURNS} rotations)" if copies > 1 else "")
             raise ConfigError(
-                f"view.{key}={wanted}: there are only {counted} {name} classes; lower it, or divide the classes otherwise "
-                f"(view.valid_classes, view.test_classes)"
+                f"view.{key}={wanted}: there are only {counted} {name} classes; lower it, or divide the classes "
+                f"otherwise (view.valid_classes, view.test_classes)"
             )
 
 

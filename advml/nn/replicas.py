@@ -11,83 +11,27 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
+from torch.func import functional_call, vmap
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from advml.contracts import Network
+from advml.contracts import Network, Spec
 
 Parameters = dict[str, Tensor]
 """Name → [R, *shape]: a value for each of R copies."""
 Inputs = Mapping[str, Tensor]
 Engine = Literal["auto", "loop", "batched", "vmap"]
 
-ELEMENTWISE = (
-    nn.ReLU, nn.Tanh, nn.Softplus, nn.GELU, nn.Sigmoid, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Dropout, nn.Identity,
-)  # fmt: skip
+FEW = 30  # examples to a copy up to which vmap beats the loop on a CPU: benchmarks/meta.py
 
 
 def expand(network: nn.Module, copies: int) -> Parameters:
     """`copies` times the network's own parameters; gradients flow back to them."""
     return {name: value.unsqueeze(0).expand(copies, *value.shape) for name, value in network.named_parameters()}
-
-
-class Replicas:
-    """Copies of one network, computed copy by copy: the reference for all engines, and the one that serves any network.
-
-    `network` gives the form only: it is neither changed nor kept in step. `at_once`: how many copies are best computed
-    by one call; None = as many as there are.
-    """
-
-    engine: str = "loop"
-    at_once: int | None = 1
-
-    def __init__(self, network: Network) -> None:
-        self.seen = _Seen()
-        self.network = _bare(network, self.seen)
-
-    def outputs(
-        self, parameters: Parameters, inputs: Inputs, reference: Inputs | None = None, dropout: bool = False
-    ) -> Tensor:
-        """Outputs [R, B, C] of each copy for examples of its own, name → [R, B, ...].
-
-        Batch norm takes its statistics from these examples; with `reference`, name → [R, S, ...], from those instead,
-        so that one example's output does not depend on its neighbours. `dropout` switches it on.
-        """
-        first = 0
-        if reference is not None:
-            first = next(iter(reference.values())).shape[1]
-            inputs = {name: torch.cat([reference[name], values], 1) for name, values in inputs.items()}
-        self.seen.first = first or None
-        if self.network.training != dropout:
-            self.network.train(dropout)
-        return self._outputs(parameters, inputs)[:, first:]
-
-    def _outputs(self, parameters: Parameters, inputs: Inputs) -> Tensor:
-        copies = len(next(iter(inputs.values())))
-        return torch.stack([self._one(_nth(parameters, copy), _nth(inputs, copy)) for copy in range(copies)])
-
-    def _one(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
-        outputs: Tensor = functional_call(self.network, dict(parameters), (inputs,))
-        return outputs
-
-
-def make_replicas(network: Network, engine: Engine = "auto") -> Replicas:
-    """Copies of `network`, computed by `engine`."""
-    return Replicas(network)
-
-
-def has_batch_norm(network: nn.Module) -> bool:
-    """Does an output depend on the other examples beside it?"""
-    return any(isinstance(module, _BatchNorm) for module in network.modules())
-
-
-def _nth(values: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
-    return {name: value[index] for name, value in values.items()}
 
 
 # --- batch norm without a memory ----------------------------------------------------------------------------------
@@ -131,7 +75,7 @@ def normalised(values: Tensor, first: int | None, axes: tuple[int, ...], eps: fl
     return (values - mean) * torch.rsqrt(variance + eps)
 
 
-def _bare(network: Network, seen: _Seen, native: bool = True) -> Network:
+def _bare(network: Network, seen: _Seen, native: bool) -> Network:
     """The form of the network: the same parameters under the same names, batch norms without running averages."""
     shared = {id(parameter): parameter for parameter in network.parameters()}
     bare = copy.deepcopy(network, shared)
@@ -140,3 +84,178 @@ def _bare(network: Network, seen: _Seen, native: bool = True) -> Network:
             if isinstance(child, _BatchNorm):
                 setattr(module, name, _Normalised(child, seen, native))
     return bare.eval()
+
+
+# --- engines ---
+
+
+class Unsuited(ValueError):
+    """The engine asked for does not serve this network; "engine: why"."""
+
+
+class Replicas:
+    """Copies of one network, computed copy by copy: the reference for all engines, and the one that serves any network.
+
+    `network` gives the form only: it is neither changed nor kept in step. `at_once`: how many copies are best computed
+    by one call; None = as many as there are.
+    """
+
+    engine: ClassVar[str] = "loop"
+    at_once: int | None = 1
+
+    def __init__(self, network: Network) -> None:
+        self.seen = _Seen()
+        self.network = _bare(network, self.seen, native=True)
+
+    def outputs(
+        self, parameters: Parameters, inputs: Inputs, reference: Inputs | None = None, dropout: bool = False
+    ) -> Tensor:
+        """Outputs [R, B, C] of each copy for examples of its own, name → [R, B, ...].
+
+        Batch norm takes its statistics from these examples; with `reference`, name → [R, S, ...], from those instead,
+        so that one example's output does not depend on its neighbours. `dropout` switches it on: each copy draws its
+        own, from torch's generator, so that engines draw differently.
+        """
+        self.seen.first = None
+        if reference is not None:
+            self.seen.first = next(iter(reference.values())).shape[1]
+            inputs = {name: torch.cat([reference[name], values], 1) for name, values in inputs.items()}
+        if self.network.training != dropout:
+            self.network.train(dropout)
+        outputs = self.computed(parameters, inputs)
+        return outputs if reference is None else outputs[:, self.seen.first :]
+
+    def computed(self, parameters: Parameters, inputs: Inputs) -> Tensor:
+        """Outputs [R, B, C], the statistics as `seen` says."""
+        copies = range(len(next(iter(inputs.values()))))
+        return torch.stack([self.one(_nth(parameters, number), _nth(inputs, number)) for number in copies])
+
+    def one(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+        """Outputs [B, C] of one copy, name → [*shape], for name → [B, ...]."""
+        outputs: Tensor = functional_call(self.network, dict(parameters), (inputs,))
+        return outputs
+
+
+class Vmapped(Replicas):
+    """All copies by `torch.func.vmap`: a convolution becomes one in as many groups as there are copies."""
+
+    engine = "vmap"
+    at_once = None
+
+    def __init__(self, network: Network) -> None:
+        self.seen = _Seen()
+        self.network = _bare(network, self.seen, native=False)
+
+    def computed(self, parameters: Parameters, inputs: Inputs) -> Tensor:
+        """Outputs [R, B, C]."""
+        outputs: Tensor = vmap(self.one, randomness="different")(parameters, dict(inputs))
+        return outputs
+
+
+class Batched(Replicas):
+    """All copies of a chain of affine maps, norms and elementwise functions, by one product of matrices a layer."""
+
+    engine = "batched"
+    at_once = None
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network)
+        self.chain = chain_of(self.network)
+
+    def computed(self, parameters: Parameters, inputs: Inputs) -> Tensor:
+        """Outputs [R, B, C]."""
+        rows = [values.flatten(2) for values in inputs.values()]
+        hidden = rows[0] if len(rows) == 1 else torch.cat(rows, 2)
+        for name, module in self.chain:
+            weight, bias = parameters.get(f"{name}.weight"), parameters.get(f"{name}.bias")
+            match module:
+                case nn.Linear():
+                    hidden = _affine(hidden, weight, bias)
+                case nn.LayerNorm():
+                    hidden = _scaled(F.layer_norm(hidden, module.normalized_shape, eps=module.eps), weight, bias)
+                case _Normalised():
+                    hidden = _scaled(normalised(hidden, self.seen.first, (1,), module.eps), weight, bias)
+                case _:
+                    hidden = module(hidden)
+        return hidden
+
+
+def _affine(rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """rows [R, B, in], weight [R, out, in], bias [R, out] → [R, B, out]."""
+    assert weight is not None
+    if bias is None:
+        return torch.bmm(rows, weight.transpose(1, 2))
+    return torch.baddbmm(bias.unsqueeze(1), rows, weight.transpose(1, 2))
+
+
+def _scaled(rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """rows [R, B, F] times and plus a row of each copy, [R, F], where it has one."""
+    rows = rows if weight is None else rows * weight.unsqueeze(1)
+    return rows if bias is None else rows + bias.unsqueeze(1)
+
+
+SERVED = (
+    nn.Linear, nn.LayerNorm, _Normalised,
+    nn.ReLU, nn.Tanh, nn.Softplus, nn.GELU, nn.Sigmoid, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Dropout, nn.Identity,
+)  # fmt: skip
+
+ENGINES: dict[str, type[Replicas]] = {"loop": Replicas, "batched": Batched, "vmap": Vmapped}
+
+
+def _is_served(module: nn.Module) -> bool:
+    return isinstance(module, SERVED) and not (isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1)
+
+
+def make_replicas(network: Network, engine: Engine = "auto", examples: int | None = None) -> Replicas:
+    """Copies of `network`, computed by `engine`; `auto` takes the fastest for at most `examples` to a copy at once.
+
+    Raises Unsuited where the engine does not serve the network.
+    """
+    if engine != "auto":
+        return ENGINES[engine](network)
+    try:
+        return Batched(network)
+    except Unsuited:
+        device = next(network.parameters()).device
+        few = examples is not None and examples <= FEW
+        return Vmapped(network) if device.type != "cpu" or few else Replicas(network)
+
+
+def chain_of(network: Network) -> list[tuple[str, nn.Module]]:
+    """(name, module) of the layers in the order of their calls, for a network that is nothing but a chain of them.
+
+    A trial tells: the first layer reads the flattened inputs, each other one the very output of that before it, and
+    the last gives the network's outputs. Raises Unsuited for all other networks.
+    """
+    calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+    leaves = {name: module for name, module in network.named_modules() if not list(module.children())}
+    refusal = Unsuited("engine: batched serves chains of linear layers, norms and activations (mlp, linear); use auto")
+    if not hasattr(network, "recipe") or not all(map(_is_served, leaves.values())):
+        raise refusal
+    hooks = [
+        module.register_forward_hook(lambda module, given, got, name=name: calls.append((name, module, given[0], got)))
+        for name, module in leaves.items()
+    ]
+    example = next(network.parameters())
+    shapes = Spec.from_dict(network.recipe["spec"]).inputs
+    inputs = {name: example.new_full((2, *shape), 0.5) for name, shape in shapes.items()}
+    with torch.no_grad():
+        outputs = network(inputs)
+    for hook in hooks:
+        hook.remove()
+    rows = torch.cat([values.flatten(1) for values in inputs.values()], 1)
+    links = [given is before for (_, _, given, _), (_, _, _, before) in zip(calls[1:], calls, strict=False)]
+    owned = {f"{name}.{own}" for name, module, _, _ in calls for own, _ in module.named_parameters()}
+    whole = owned == {name for name, _ in network.named_parameters()}
+    if not whole or not calls or not all(links) or not torch.equal(calls[0][2], rows) or calls[-1][3] is not outputs:
+        raise refusal
+    return [(name, module) for name, module, _, _ in calls]
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Does an output depend on the other examples beside it?"""
+    return any(isinstance(module, _BatchNorm) for module in network.modules())
+
+
+def _nth(values: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+    return {name: value[index] for name, value in values.items()}
