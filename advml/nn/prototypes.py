@@ -55,3 +55,12 @@ def metric_logits(queries: Tensor, centres: Tensor, distance: Distance, scale: f
     if distance == "euclidean":
         return -scale * squared_distances(queries, centres)
     return scale * (cosines(queries, centres) - 1)
+
+
+def nearest_logits(logits: Tensor, labels: Tensor, ways: int) -> Tensor:
+    """The largest of each class, [..., Q, ways], of logits [..., Q, S] of S support examples with labels [..., S].
+
+    Of negative distances: its argmax is the class of the nearest support example.
+    """
+    belongs = memberships(labels, ways, torch.bool).unsqueeze(-3)  # [..., 1, ways, S]
+    return logits.unsqueeze(-2).masked_fill(~belongs, -torch.inf).amax(-1)

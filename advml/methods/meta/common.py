@@ -138,9 +138,14 @@ class MetaLearner(Method):
         means, widths = interval(torch.cat(scores, 1))
         found: dict[str, Tensor] = {name: means[-1], f"{name}_ci": widths[-1], "loss": torch.cat(losses).mean()}
         if len(means) > 1:
-            found |= {f"{name}/step{step}": value for step, value in enumerate(means)}
-            found |= {f"{name}_ci/step{step}": value for step, value in enumerate(widths)}
+            steps = self.steps_asked(len(means))
+            found |= {f"{name}/step{step}": value for step, value in zip(steps, means, strict=True)}
+            found |= {f"{name}_ci/step{step}": value for step, value in zip(steps, widths, strict=True)}
         return found
+
+    def steps_asked(self, rows: int) -> Sequence[int]:
+        """After how many steps of adaptation each row of `predictions` was taken."""
+        return range(rows)
 
     def score(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Accuracy or mean squared error of each task [T], of outputs [T, Q, C]."""
@@ -174,13 +179,14 @@ class MetaLearner(Method):
         for record in found:  # that of the last state, not of the best
             newest = record if record.get("state") != "best" else newest
         means = [value for key, value in newest.items() if key.startswith(f"{name}/step")]
+        steps = self.steps_asked(len(means))
         widths = [value for key, value in newest.items() if key.startswith(f"{name}_ci/step")]
         if not means or None in means or None in widths:
             return {}
         low, high = ([mean + sign * width for mean, width in zip(means, widths, strict=True)] for sign in (-1, 1))
         lines = {"mean": means, "lower 95 %": low, "upper 95 %": high}
         title = "Adaptation to the test tasks"
-        return {"adaptation": Curve(list(range(len(means))), lines, "steps of adaptation", name, title)}
+        return {"adaptation": Curve(list(steps), lines, "steps of adaptation", name, title)}
 
 
 # --- tasks side by side -------------------------------------------------------------------------------------------

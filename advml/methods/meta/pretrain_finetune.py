@@ -4,8 +4,8 @@ closer look at few-shot classification").
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from typing import Literal
 
 from torch import Tensor, nn
 
@@ -34,8 +34,6 @@ class Settings(TrainingSettings, FinetuningSettings):
 
 class Head(Network):
     """A head by itself: its inputs are features."""
-
-    settings: ClassVar[type] = type(None)
 
     def __init__(self, head: nn.Module) -> None:
         super().__init__()
@@ -104,12 +102,15 @@ class PretrainFinetune(MetaLearner):
             values = {name: value for name, value in values.items() if name.startswith("head.")}
         else:
             values |= {n: value for n, value in self.network.named_parameters() if not n.startswith("head.")}
-        orders = self._order
-        return fine_tuned(self.replicas, values, tasks, self.config, orders, transductive)
+        return fine_tuned(
+            self.replicas,
+            values,
+            tasks,
+            self.config,
+            lambda epoch: self.context.rng("evaluation order", epoch),
+            transductive,
+        )
 
-    def _order(self, epoch: int) -> Any:
-        return self.context.rng("evaluation order", epoch)
-
-    def steps_asked(self, rows: int) -> Iterable[int]:
+    def steps_asked(self, rows: int) -> Sequence[int]:
         """Not after every step."""
         return moments(self.config.evaluation_steps)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import torch
@@ -106,7 +106,7 @@ class Reptile(MetaLearner):
             self.inner.state_dict() if self.keeps else None,
         )
 
-    def steps_asked(self, rows: int) -> Iterable[int]:
+    def steps_asked(self, rows: int) -> Sequence[int]:
         """Not after every step."""
         return moments(self.config.evaluation_steps)
 
