@@ -106,7 +106,7 @@ class Spec:
     """The shape of a problem: named inputs without the batch axis, and the target. Known without reading a file.
 
     Beside the shape, and not compared: `groups`, name → number of classes that follow each other (parts of a series,
-    alphabets); `class_splits`, train, valid, test → its classes, where the source fixes it; `drawn`: tasks, no examples.
+    alphabets); `class_splits`, train, valid, test → its classes, where the source fixes it; `drawn`: no examples.
     """
 
     inputs: Mapping[str, tuple[int, ...]]

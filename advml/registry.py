@@ -53,6 +53,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "kmnist": "advml.data.idx:Kmnist",
         "cifar10": "advml.data.cifar:Cifar10",
         "omniglot": "advml.data.omniglot:Omniglot",
+        "mini_imagenet": "advml.data.mini_imagenet:MiniImagenet",
         "series": "advml.data.series:Series",
         "sinusoid": "advml.data.families:Sinusoid",
         "harmonics": "advml.data.families:Harmonics",

@@ -53,7 +53,8 @@ def main(arguments: Sequence[str]) -> int:
     mistakes = [
         f"{name}: unknown data set{did_you_mean(name, known)} (with files: {', '.join(known)})"
         if name not in registry.names("dataset")
-        else f"{name}: needs no files (with files: {', '.join(known)})"
+        else f"{name}: {getattr(registry.resolve('dataset', name), 'by_hand', 'needs no files')} "
+        f"(with files: {', '.join(known)})"
         for name in names
         if name not in known and name != "--all"
     ]

@@ -25,7 +25,9 @@ class Decoded:
     def digest(self, key: str) -> str:
         """SHA-256 of everything that is stored, and of what it was made from."""
         text = "\n".join((key, str(tuple(self.images.shape)), *self.names))
-        return hashlib.sha256(text.encode() + self.images.contiguous().numpy().tobytes()).hexdigest()
+        digest = hashlib.sha256(text.encode())
+        digest.update(self.images.contiguous().numpy().data)  # no copy: a data set may fill a large part of the memory
+        return digest.hexdigest()
 
 
 def cached(folder: Path, dataset: str, key: str, decode: Callable[[], Decoded], note: Callable[[str], None]) -> Decoded:

@@ -26,6 +26,7 @@ from advml.data.source import Whole
 from advml.errors import ConfigError
 
 Ways = Annotated[int, Ge(2)]
+Portions = tuple[tuple[Tensor, ...], tuple[Tensor, ...]]  # what the support and the query of tasks consist of
 TaskCount = Annotated[int, Ge(2)]  # of a single task there is no standard deviation
 
 
@@ -50,6 +51,10 @@ class EpisodesSettings(ClassSplitSettings):
         ways, shots, queries = self.train_ways, self.train_shots, self.train_queries
         return TaskShape(ways or self.ways, shots or self.shots, queries or self.queries)
 
+    def count(self, split: str) -> int:
+        """How many evaluation tasks a split has."""
+        return {"valid": self.valid_tasks, "test": self.test_tasks}[split]
+
 
 class Tasks(NamedTuple):
     """T tasks side by side: inputs name → [T, M, ...], target int64 [T, M] or floating [T, M, ...], no mask.
@@ -62,18 +67,25 @@ class Tasks(NamedTuple):
 
 
 class Episodes:
-    """Tasks to learn from a few examples: `draw` for training, `fixed` for evaluation."""
+    """Tasks to learn from a few examples: `draw` for training, `fixed` for evaluation.
+
+    `evaluation`: valid, test → what the support and the query of all its tasks consist of, on the CPU.
+    """
 
     kind: ClassVar[str] = "episodes"
     settings: ClassVar[type] = EpisodesSettings
     undivided: ClassVar[bool] = True
 
     def __init__(
-        self, tasks: FewShot | FamilyTasks, config: EpisodesSettings, spec: Spec, rng: Rng, record: Mapping[str, Any]
+        self,
+        tasks: FewShot | FamilyTasks,
+        evaluation: Mapping[str, Portions],
+        config: EpisodesSettings,
+        spec: Spec,
+        record: Mapping[str, Any],
     ) -> None:
-        self.tasks, self.config, self.spec, self.rng, self.record = tasks, config, spec, rng, record
+        self.tasks, self.evaluation, self.config, self.spec, self.record = tasks, evaluation, config, spec, record
         self.ways, self.shots, self.queries = config.shape("test")
-        self._drawn: dict[str, tuple[tuple[Tensor, ...], tuple[Tensor, ...]]] = {}
 
     @staticmethod
     def view_spec(spec: Spec, settings: EpisodesSettings) -> Spec:
@@ -95,28 +107,26 @@ class Episodes:
         """The tasks of a data set; the division of its classes is keyed like a split, evaluation tasks as well."""
         spec = cls.view_spec(whole.spec, settings)
         if whole.spec.drawn:
-            tasks = FamilyTasks(whole.loaded, torch.device("cpu"), torch.float32)
-            return cls(tasks, settings, spec, rng, {})
+            family = FamilyTasks(whole.loaded, torch.device("cpu"), torch.float32)
+            return cls(family, _evaluation(family, settings, rng), settings, spec, {})
         examples, classes = whole.examples(rng), divide_classes(whole.spec, settings, rng)
-        turned = settings.rotations == "classes"
-        pools = {name: Pool.of(examples.target, members, turned) for name, members in classes.items()}
+        pools = {name: Pool.of(examples.target, classes[name], settings.rotations == "classes") for name in SPLITS}
         for name, pool in pools.items():
             _check_examples(name, classes[name], pool, settings)
-        rows = {name: torch.isin(examples.target, members).nonzero().flatten() for name, members in classes.items()}
+        rows = {name: torch.isin(examples.target, classes[name]).nonzero().flatten() for name in SPLITS}
         fitted = {
             name: (fit(values[rows["train"]], whole.config.normalise, whole.loaded.scale),)
             for name, values in examples.inputs.items()
         }
+        tasks = FewShot(replace(examples, prepare=fitted), pools, settings.rotations == "augment")
+        evaluation = _evaluation(tasks, settings, rng)
         record = {"files": dict(whole.loaded.files), **whole.loaded.record, "rotations": settings.rotations} | {
-            name: {
-                "examples": len(rows[name]),
-                "classes": classes[name].tolist(),
-                "index_sha256": hashlib.sha256(rows[name].numpy().tobytes()).hexdigest(),
-            }
+            name: {"classes": classes[name].tolist(), "examples": len(rows[name]), "index_sha256": _hash(rows[name])}
             for name in SPLITS
         }
-        few_shot = FewShot(replace(examples, prepare=fitted), pools, settings.rotations == "augment")
-        return cls(few_shot, settings, spec, rng, record)
+        for name, (support, query) in evaluation.items():
+            record[name] |= {"tasks": settings.count(name), "tasks_sha256": _hash(*support, *query)}
+        return cls(tasks, evaluation, settings, spec, record)
 
     def draw(self, count: int, rng: torch.Generator) -> Tasks:
         """`count` training tasks, a function of the state of the CPU generator alone."""
@@ -124,19 +134,18 @@ class Episodes:
 
     def count(self, split: SplitName) -> int:
         """How many evaluation tasks there are: of valid or test."""
-        return {"valid": self.config.valid_tasks, "test": self.config.test_tasks}[split]
+        return self.config.count(split)
 
     def fixed(self, split: SplitName, start: int, stop: int) -> Tasks:
         """The evaluation tasks number `start` to `stop` − 1, the same every time."""
-        support, query = self._fixed(split)
-        chosen = slice(start, stop)
-        return self._tasks(tuple(part[chosen] for part in support), tuple(part[chosen] for part in query))
+        support, query = (tuple(part[start:stop] for part in portion) for portion in self.evaluation[split])
+        return self._tasks(support, query)
 
     def curve(self, split: SplitName, number: int, points: int) -> tuple[Tensor, Tensor] | None:
-        """The true function of a fixed task on a grid: x and y [points, 1]. None where tasks are no functions."""
+        """The true function of an evaluation task on a grid: x and y [points, 1]. None where tasks are no functions."""
         if not isinstance(self.tasks, FamilyTasks):
             return None
-        (parameters, _), _ = self._fixed(split)
+        (parameters, _), _ = self.evaluation[split]
         return self.tasks.curve(parameters[number], points)
 
     @property
@@ -158,26 +167,34 @@ class Episodes:
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Episodes:
         """All examples on a device."""
-        return Episodes(self.tasks.to(device, dtype), self.config, self.spec, self.rng, self.record)
+        return Episodes(self.tasks.to(device, dtype), self.evaluation, self.config, self.spec, self.record)
 
     def describe(self) -> Mapping[str, Any]:
         """Classes, sizes and hashes of each split."""
         return self.record
 
-    def _fixed(self, split: SplitName) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """What all evaluation tasks of a split consist of; drawn at the first call, each by a generator of its own."""
-        if split not in self._drawn:
-            shape = self.config.shape(split)
-            keyed = (self.rng("episodes", split, number) for number in range(self.count(split)))
-            drawn = [self.tasks.draw(split, shape, 1, rng) for rng in keyed]
-            support, query = (
-                tuple(torch.cat(tensors) for tensors in zip(*parts, strict=True)) for parts in zip(*drawn, strict=True)
-            )
-            self._drawn[split] = support, query
-        return self._drawn[split]
-
     def _tasks(self, support: tuple[Tensor, ...], query: tuple[Tensor, ...]) -> Tasks:
         return Tasks(self.tasks.batch(support), self.tasks.batch(query))
+
+
+def _evaluation(tasks: FewShot | FamilyTasks, config: EpisodesSettings, rng: Rng) -> dict[str, Portions]:
+    """What all evaluation tasks consist of, each drawn by a generator of its own: a task is known by its number."""
+    made = {}
+    for split in ("valid", "test"):
+        keyed = (rng("episodes", split, number) for number in range(config.count(split)))
+        drawn = [tasks.draw(split, config.shape(split), 1, generator) for generator in keyed]
+        support, query = (
+            tuple(torch.cat(tensors) for tensors in zip(*portion, strict=True)) for portion in zip(*drawn, strict=True)
+        )
+        made[split] = support, query
+    return made
+
+
+def _hash(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
 
 
 def _check_classes(spec: Spec, config: EpisodesSettings) -> None:

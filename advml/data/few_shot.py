@@ -130,18 +130,18 @@ class FewShot:
         return Split(stored, label.to(self.examples.device), prepare=self.examples.prepare)
 
     def _stored(self, example: Tensor, turn: Tensor) -> dict[str, Tensor]:
-        """The stored values of examples [N], turned counter-clockwise by `turn` [N] quarters; both are on the CPU."""
-        device = self.examples.device
-        index = example.to(device, non_blocking=True)
-        turned = {}
-        for quarters in range(1, TURNS):
-            places = (turn == quarters).nonzero().flatten()
-            if len(places):
-                turned[quarters] = places.to(device, non_blocking=True)
-        inputs = {}
-        for name, values in self.examples.inputs.items():
-            taken = values[index]
-            for quarters, places in turned.items():
-                taken[places] = taken[places].rot90(quarters, (-2, -1))
-            inputs[name] = taken
+        """The stored values of examples [N], turned counter-clockwise by `turn` [N] quarters; both are on the CPU.
+
+        Sorted by their turns, then put back. `index_select` is far faster than an index in brackets (torch 2.13, CPU).
+        """
+        device, turned = self.examples.device, bool(turn.any())
+        order = turn.argsort(stable=True)
+        index = (example[order] if turned else example).to(device, non_blocking=True)
+        inputs = {name: values.index_select(0, index) for name, values in self.examples.inputs.items()}
+        if not turned:
+            return inputs
+        counts, back = turn.bincount(minlength=TURNS).tolist(), order.argsort().to(device, non_blocking=True)
+        for name, values in inputs.items():
+            parts = [part.rot90(quarters, (-2, -1)) for quarters, part in enumerate(values.split(counts))]
+            inputs[name] = torch.cat(parts).index_select(0, back)
         return inputs

@@ -41,6 +41,10 @@ ALPHABETS = {  # how many characters each has, in the order of the classes
     },
 }  # fmt: skip
 CHARACTERS = {folder: sum(alphabets.values()) for folder, alphabets in ALPHABETS.items()}  # 964 and 659
+# Vinyals et al. 2016, in the lists of jakesnell/prototypical-networks (data/omniglot/splits/vinyals): the characters
+# after the first 1,200 are for testing, of the others those of five alphabets for validation: 1,028, 172 and 423.
+VINYALS_FIRST_TEST = 1200
+VINYALS_VALID = ("Armenian", "Bengali", "Early_Aramaic", "Hebrew", "Mkhedruli_(Georgian)")
 CHUNK = 1000
 _ENTRY = re.compile(r"(images_\w+)/([^/]+)/(character\d\d)/\d{4}_(\d\d)\.png")
 
@@ -130,6 +134,18 @@ def decode(paths: Sequence[Path], size: int) -> Decoded:
     return Decoded(torch.cat(images).unsqueeze(1), tuple(names))
 
 
+def vinyals_splits() -> dict[str, tuple[int, ...]]:
+    """The classes of train, valid and test in the division by Vinyals et al. 2016."""
+    alphabets = (pair for folder in ALPHABETS.values() for pair in folder.items())
+    owners = [alphabet for alphabet, characters in alphabets for _ in range(characters)]
+    known = range(VINYALS_FIRST_TEST)
+    return {
+        "train": tuple(number for number in known if owners[number] not in VINYALS_VALID),
+        "valid": tuple(number for number in known if owners[number] in VINYALS_VALID),
+        "test": tuple(range(VINYALS_FIRST_TEST, len(owners))),
+    }
+
+
 def _file(stem: str, sha256: str, size: int) -> RemoteFile:
     below = f"brendenlake/omniglot/{{}}master/python/{stem}.zip"
     urls = ("https://github.com/" + below.format("raw/"), "https://raw.githubusercontent.com/" + below.format(""))
@@ -152,7 +168,8 @@ class Omniglot:
     def spec(self) -> Spec:
         """One grey picture → one of 1,623 characters, in groups by alphabet."""
         alphabets = {name: count for folder in ALPHABETS.values() for name, count in folder.items()}
-        return Spec({"image": (1, self.config.size, self.config.size)}, Classes(sum(CHARACTERS.values())), alphabets)
+        image, target = (1, self.config.size, self.config.size), Classes(sum(CHARACTERS.values()))
+        return Spec({"image": image}, target, alphabets, class_splits=vinyals_splits())
 
     @classmethod
     def check(cls, name: str, path: Path) -> str:
