@@ -13,15 +13,10 @@ from advml.contracts import Network
 from advml.nn.evaluation import BATCH
 
 
-def batch_norms(network: nn.Module) -> list[_BatchNorm]:
-    """The modules through which examples see each other."""
-    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
-
-
 @contextmanager
 def own_statistics(network: nn.Module) -> Iterator[None]:
     """Batch norms normalise by the examples at hand, and their running averages stay as they are."""
-    norms = batch_norms(network)
+    norms = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     before = [(norm.training, norm.track_running_stats) for norm in norms]
     for norm in norms:
         norm.training, norm.track_running_stats = True, False
@@ -40,10 +35,11 @@ def embed(network: Network, inputs: Mapping[str, Tensor], apart: bool) -> Tensor
     """
     tasks, examples = next(iter(inputs.values())).shape[:2]
     if apart:
-        return torch.stack([network.features({n: values[task] for n, values in inputs.items()}) for task in range(tasks)])
+        each = [{name: values[task] for name, values in inputs.items()} for task in range(tasks)]
+        return torch.stack([network.features(one) for one in each])
     flat = {name: values.flatten(0, 1) for name, values in inputs.items()}
     chunks = [
         network.features({name: values[start : start + BATCH] for name, values in flat.items()})
         for start in range(0, tasks * examples, BATCH)
     ]
-    return torch.cat(chunks).unflatten(0, (tasks, examples))
+    return torch.cat(chunks).reshape(tasks, examples, -1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,6 @@ from advml.contracts import (
     Batch,
     Classes,
     Context,
-    Curve,
     Method,
     Metrics,
     Needs,
@@ -28,11 +27,10 @@ from advml.contracts import (
     SplitName,
     Step,
 )
+from advml.data.episodes import Episodes, Tasks
+from advml.methods.meta.curves import adaptation_curve, fits
 from advml.nn.optimisers import OptimiserSettings, clip_gradients, learning_rate, make_optimiser
 from advml.nn.replicas import has_batch_norm
-
-if TYPE_CHECKING:
-    from advml.data.episodes import Episodes, Tasks
 
 AT_ONCE = 50  # evaluation tasks side by side: enough to fill vectors, few enough for a convolution's images
 
@@ -123,7 +121,7 @@ class MetaLearner(Method):
 
     def evaluate(self, split: SplitName) -> Metrics:
         """Over the view's fixed tasks: `accuracy` (or `mse`) after the last step of adaptation, half the width of its
-        95 % interval `accuracy_ci`, both after each step as `accuracy/step0`, …, and `loss`.
+        95 % interval `accuracy_ci`, both after each step as `accuracy/step0`, …, and the query examples' `loss`.
         """
         count = 0 if split == "train" else self.view.count(split)
         if not count:
@@ -164,7 +162,7 @@ class MetaLearner(Method):
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
 
-    def result(self) -> Network:
+    def result(self) -> Network | None:
         """The network as it starts into a new task."""
         return self.network
 
@@ -173,20 +171,9 @@ class MetaLearner(Method):
         return {"transductive": bool(self.config.transductive and has_batch_norm(self.network))}
 
     def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
-        """The adaptation curve: the score after each step on the test tasks, with its 95 % interval."""
-        found = [record for record in records if record["split"] == "test"] or [{}]
-        name, newest = self.objective.metric, found[0]
-        for record in found:  # that of the last state, not of the best
-            newest = record if record.get("state") != "best" else newest
-        means = [value for key, value in newest.items() if key.startswith(f"{name}/step")]
-        steps = self.steps_asked(len(means))
-        widths = [value for key, value in newest.items() if key.startswith(f"{name}_ci/step")]
-        if not means or None in means or None in widths:
-            return {}
-        low, high = ([mean + sign * width for mean, width in zip(means, widths, strict=True)] for sign in (-1, 1))
-        lines = {"mean": means, "lower 95 %": low, "upper 95 %": high}
-        title = "Adaptation to the test tasks"
-        return {"adaptation": Curve(list(steps), lines, "steps of adaptation", name, title)}
+        """The adaptation curve; for functions of one number, what is fitted to the first test tasks."""
+        curve = adaptation_curve(records, self.objective.metric, self.steps_asked)
+        return {**curve, **fits(self.view, self.predictions, self.steps_asked)}
 
 
 # --- tasks side by side -------------------------------------------------------------------------------------------

@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from advml.config import Fraction, PositiveFloat, PositiveInt, settings
-from advml.contracts import Batch
-from advml.data.episodes import Tasks
+from advml.contracts import Batch, Network
+from advml.data.episodes import Episodes, Tasks
+from advml.errors import ConfigError
 from advml.methods.meta.common import parts, task_losses
 from advml.nn.optimisers import Adam, Optimiser, Sgd
 from advml.nn.replica_training import start_from, train_copies
-from advml.nn.replicas import Replicas
+from advml.nn.replicas import Engine, Replicas, Unsuited, make_replicas
 from advml.nn.training import minibatches
 
 Orders = Callable[[int], torch.Generator]
@@ -28,8 +29,22 @@ class FinetuningSettings:
     inner_optimiser: Literal["sgd", "adam"]
     inner_lr: PositiveFloat
     inner_betas: tuple[Fraction, Fraction]
-    evaluation_steps: PositiveInt
-    evaluation_batch_size: PositiveInt | None
+    eval_steps: PositiveInt
+    eval_batch_size: PositiveInt | None
+    engine: Engine
+
+
+def copies_of(network: Network, config: FinetuningSettings, examples: int) -> Replicas:
+    """Copies of the network for at most so many examples to a copy, by the engine asked for."""
+    try:
+        return make_replicas(network, config.engine, examples)
+    except Unsuited as error:
+        raise ConfigError(f"method.{error}") from None
+
+
+def tested_copies_of(network: Network, config: FinetuningSettings, view: Episodes) -> Replicas:
+    """Those for evaluation tasks."""
+    return copies_of(network, config, (view.ways or 1) * max(view.shots, view.queries))
 
 
 def inner_optimiser(parameters: Iterable[nn.Parameter], config: FinetuningSettings) -> Optimiser:
@@ -71,7 +86,7 @@ def fine_tuned(
     Batch norm of the query examples: by all of them where `transductive`, otherwise by the support set. `memory`: the
     state of an optimiser of one copy, with which all of them start.
     """
-    asked = set(moments(config.evaluation_steps))
+    asked = set(moments(config.eval_steps))
     return torch.cat(
         [
             _fine_tuned(replicas, values, few, config, orders, transductive, memory, asked)
@@ -101,7 +116,7 @@ def _fine_tuned(
         with torch.no_grad():
             return replicas.outputs(dict(copies), tasks.query.inputs, reference)
 
-    batches = support_batches(tasks, config.evaluation_batch_size, config.evaluation_steps, orders)
+    batches = support_batches(tasks, config.eval_batch_size, config.eval_steps, orders)
     found = [ask()]
     for step, _ in enumerate(train_copies(replicas, copies, batches, task_losses, optimiser), start=1):
         if step in asked:

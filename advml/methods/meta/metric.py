@@ -5,19 +5,17 @@ space, the network's features.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from advml.contracts import Classes, Context, Needs
+from advml.contracts import Classes, Context, Needs, Network
+from advml.data.episodes import Tasks
 from advml.errors import ConfigError
 from advml.methods.meta.common import MetaLearner, task_losses
-from advml.nn.embedding import batch_norms, embed, own_statistics
+from advml.nn.embedding import embed, own_statistics
 from advml.nn.evaluation import evaluating
-
-if TYPE_CHECKING:
-    from advml.data.episodes import Tasks
+from advml.nn.replicas import has_batch_norm
 
 
 class MetricLearner(MetaLearner):
@@ -52,7 +50,7 @@ class MetricLearner(MetaLearner):
         ways = self.view.config.shape("train").ways
         assert ways is not None
         self.network.train()
-        features = embed(self.network, joined(tasks), apart=bool(batch_norms(self.network)))
+        features = embed(self.network, joined(tasks), apart=has_batch_norm(self.network))
         return task_losses(self._outputs(features, tasks, ways), tasks.query.target).mean()
 
     def predictions(self, tasks: Tasks) -> Tensor:
@@ -72,10 +70,10 @@ def joined(tasks: Tasks) -> Mapping[str, Tensor]:
     return {name: torch.cat([values, tasks.query.inputs[name]], 1) for name, values in tasks.support.inputs.items()}
 
 
-def features_of(network: torch.nn.Module, tasks: Tasks, transductive: bool) -> Tensor:
+def features_of(network: Network, tasks: Tasks, transductive: bool) -> Tensor:
     """Features [T, S + Q, F] for measuring: no gradient, no dropout, and the network is left as it was."""
     with evaluating(network):
-        if not (transductive and batch_norms(network)):
+        if not (transductive and has_batch_norm(network)):
             return embed(network, joined(tasks), apart=False)
         with own_statistics(network):
             return embed(network, joined(tasks), apart=True)

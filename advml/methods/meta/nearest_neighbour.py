@@ -15,8 +15,8 @@ from advml.errors import ConfigError
 from advml.methods.meta.common import MetaLearner, examples_of
 from advml.methods.meta.metric import features_of, joined
 from advml.models.mlp import flat
-from advml.nn.embedding import batch_norms
 from advml.nn.prototypes import Distance, metric_logits, nearest_logits
+from advml.nn.replicas import has_batch_norm
 
 TASKS_A_STEP = 10  # training tasks over whose examples a step takes the mean
 
@@ -61,7 +61,7 @@ class NearestNeighbour(MetaLearner):
             return features_of(self.network, tasks, self.config.transductive)
         inputs = joined(tasks)
         shape = next(iter(inputs.values())).shape[:2]
-        return flat({name: values.flatten(0, 1) for name, values in inputs.items()}).unflatten(0, shape)
+        return flat({name: values.flatten(0, 1) for name, values in inputs.items()}).reshape(*shape, -1)
 
     def phases(self) -> Sequence[Phase]:
         """Steps for the mean, or one without anything to do."""
@@ -99,5 +99,5 @@ class NearestNeighbour(MetaLearner):
 
     def summary(self, records: Sequence[Record]) -> Metrics:
         """`transductive`, as of every meta-learner."""
-        asked = self.config.space == "features" and batch_norms(self.network)
-        return {"transductive": bool(self.config.transductive and asked)}
+        asked = self.config.space == "features" and has_batch_norm(self.network)
+        return {"transductive": self.config.transductive and asked}

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from advml.config import PositiveInt, settings
 from advml.contracts import Context
 from advml.data.episodes import Tasks
+from advml.errors import ConfigError
 from advml.methods.meta.common import MetaLearner, MetaSettings, examples_of, parts, task_losses
 from advml.methods.meta.finetuning import (
     FinetuningSettings,
+    copies_of,
     fine_tuned,
     inner_optimiser,
     moments,
     support_batches,
+    tested_copies_of,
 )
 from advml.nn.optimisers import Optimiser, clip_gradients, learning_rate
 from advml.nn.replica_training import start_from, train_copies
-from advml.nn.replicas import make_replicas
 
 
 @settings
 class Settings(MetaSettings, FinetuningSettings):
     """How a task is learned in training; `lr` and `schedule` are those of the outer step."""
 
-    inner_steps: PositiveInt
+    steps: PositiveInt
     inner_batch_size: PositiveInt | None
     inner_memory: Literal["kept", "fresh"]
 
@@ -36,9 +39,9 @@ class Settings(MetaSettings, FinetuningSettings):
 class Reptile(MetaLearner):
     """Algorithm 2: train on each task from θ, giving φ_t; then θ ← θ + ε · 1/T Σ_t (φ_t − θ).
 
-    θ − 1/T Σ φ_t is given to the outer optimiser as if it were a gradient: `optimiser=sgd` makes the plain step with ε =
-    `lr`. Only support sets are trained on. With the inner optimiser's memory `kept`, as in the authors' code, tasks are
-    learned one after another, each beginning with the moments that the one before left; `fresh` ones side by side.
+    θ − 1/T Σ φ_t is given to the outer optimiser as if it were a gradient: of `optimiser=sgd` the rate `lr` is ε. Only
+    support sets are trained on. With Adam's moments `kept`, as in the authors' code, tasks are learned one after
+    another, each beginning with what the one before left; with `fresh` ones side by side.
     """
 
     settings = Settings
@@ -46,7 +49,12 @@ class Reptile(MetaLearner):
     def setup(self, context: Context) -> None:
         """Copies of the network, and of the inner optimiser the one whose memory is kept."""
         super().setup(context)
-        self.replicas = make_replicas(self.network)
+        shape = self.view.config.shape("train")
+        if shape.ways != self.view.ways:
+            raise ConfigError("view.train_ways: this method has an output for each class of a task; use null")
+        most = (shape.ways or 1) * shape.shots
+        self.replicas = copies_of(self.network, self.config, min(most, self.config.inner_batch_size or most))
+        self.tested = tested_copies_of(self.network, self.config, self.view)
         self.copy = start_from(dict(self.network.named_parameters()), 1)
         self.inner = inner_optimiser(self.copy.values(), self.config)
 
@@ -59,31 +67,33 @@ class Reptile(MetaLearner):
         """One outer step; the mean loss over the inner ones."""
         config, self.iteration = self.config, iteration
         tasks = self.view.draw(config.tasks, self.context.rng("tasks", iteration))
-        at_once = 1 if self.keeps else self.replicas.at_once or config.tasks
-        moved = [torch.zeros_like(parameter) for parameter in self.optimiser.parameters]
-        losses = []
-        for few in parts(tasks, at_once):
-            copies, optimiser = self._start(len(few.support.target))
-            batches = support_batches(
-                few, config.inner_batch_size, config.inner_steps, lambda epoch: self.context.rng("order", iteration, epoch)
-            )
-            losses += list(train_copies(self.replicas, copies, batches, task_losses, optimiser))
-            for total, parameter, theta in zip(moved, copies.values(), self.optimiser.parameters, strict=True):
-                total += (theta.detach() - parameter.detach()).sum(0)
-        for parameter, total in zip(self.optimiser.parameters, moved, strict=True):
-            parameter.grad = total / config.tasks
+        loss, gradients = self._learn(tasks, iteration)
         self.optimiser.lr = learning_rate(config, iteration, config.iterations)
         if config.clip_norm is not None:
             clip_gradients(self.optimiser.parameters, config.clip_norm)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        seen = min(config.inner_batch_size or tasks.support.target.shape[1], tasks.support.target.shape[1])
-        self.context.count(
-            samples=examples_of(tasks.support), updates=1, gradients=config.tasks * config.inner_steps * seen
-        )
-        return torch.cat(losses).mean()
+        self.context.count(samples=examples_of(tasks.support), updates=1, gradients=gradients)
+        return loss
 
-    def _start(self, copies: int) -> tuple[Mapping[str, torch.nn.Parameter], Optimiser]:
+    def _learn(self, tasks: Tasks, iteration: int) -> tuple[Tensor, int]:
+        """Train on each task, leave θ − 1/T Σ φ_t where gradients are; the mean loss, and how many gradients it took."""
+        config = self.config
+        moved = [torch.zeros_like(parameter) for parameter in self.optimiser.parameters]
+        losses, gradients = [], 0
+        for few in parts(tasks, 1 if self.keeps else self.replicas.at_once or config.tasks):
+            copies, optimiser = self._start(len(few.support.target))
+            orders = partial(self.context.rng, "order", iteration)
+            batches = list(support_batches(few, config.inner_batch_size, config.steps, orders))
+            losses += list(train_copies(self.replicas, copies, batches, task_losses, optimiser))
+            gradients += sum(map(examples_of, batches))
+            for total, copy, theta in zip(moved, copies.values(), self.optimiser.parameters, strict=True):
+                total += (theta.detach() - copy.detach()).sum(0)
+        for parameter, total in zip(self.optimiser.parameters, moved, strict=True):
+            parameter.grad = total / config.tasks
+        return torch.cat(losses).mean(), gradients
+
+    def _start(self, copies: int) -> tuple[Mapping[str, nn.Parameter], Optimiser]:
         """Copies at θ and what trains them."""
         values = dict(self.network.named_parameters())
         if not self.keeps:
@@ -96,19 +106,13 @@ class Reptile(MetaLearner):
 
     def predictions(self, tasks: Tasks) -> Tensor:
         """The network fine-tuned on the support set, as in training."""
-        return fine_tuned(
-            self.replicas,
-            dict(self.network.named_parameters()),
-            tasks,
-            self.config,
-            lambda epoch: self.context.rng("evaluation order", epoch),
-            self.config.transductive,
-            self.inner.state_dict() if self.keeps else None,
-        )
+        values, orders = dict(self.network.named_parameters()), partial(self.context.rng, "evaluation order")
+        memory = self.inner.state_dict() if self.keeps else None
+        return fine_tuned(self.tested, values, tasks, self.config, orders, self.config.transductive, memory)
 
     def steps_asked(self, rows: int) -> Sequence[int]:
         """Not after every step."""
-        return moments(self.config.evaluation_steps)
+        return moments(self.config.eval_steps)
 
     def state_dict(self) -> dict[str, Any]:
         """Adds the inner optimiser's memory."""
