@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from advml.nn.prototypes import cosines, memberships, metric_logits, prototypes, squared_distances
+from advml.nn.prototypes import cosines, memberships, metric_logits, nearest_logits, prototypes, squared_distances
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -114,3 +114,15 @@ def test_gradients_reach_support_and_query(distance):
 
     inputs = normal(2, 6, 3).requires_grad_(), normal(2, 4, 3, seed=1).requires_grad_()
     assert torch.autograd.gradcheck(logits, inputs)
+
+
+def test_the_nearest_of_each_class():
+    logits = normal(2, 4, 6)
+    found = nearest_logits(logits, LABELS, 3)
+    for task in range(2):
+        for query in range(4):
+            for way in range(3):
+                of_class = [v for v, y in zip(logits[task, query].tolist(), LABELS[task].tolist(), strict=True) if y == way]
+                assert float(found[task, query, way]) == max(of_class)
+    nearest = LABELS.gather(1, logits.argmax(2))
+    assert torch.equal(found.argmax(2), nearest)

@@ -77,7 +77,7 @@ class Reptile(MetaLearner):
         return loss
 
     def _learn(self, tasks: Tasks, iteration: int) -> tuple[Tensor, int]:
-        """Train on each task, leave θ − 1/T Σ φ_t where gradients are; the mean loss, and how many gradients it took."""
+        """Train on each task, leave θ − 1/T Σ φ_t where gradients are; the mean loss, and the gradients it took."""
         config = self.config
         moved = [torch.zeros_like(parameter) for parameter in self.optimiser.parameters]
         losses, gradients = [], 0
