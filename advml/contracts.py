@@ -323,13 +323,17 @@ class Heatmap:
 
 @dataclass(frozen=True)
 class Curve:
-    """Named lines over a common axis → artifacts/NAME.csv and figures/NAME.{png,svg}."""
+    """Named lines over a common axis → artifacts/NAME.csv and figures/NAME.{png,svg}.
+
+    `points`: the lines that are drawn as points, with nothing between them.
+    """
 
     x: Sequence[float]
     lines: Mapping[str, Sequence[float | None]]
     x_title: str
     y_title: str
     title: str = ""
+    points: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -108,7 +108,8 @@ class Episodes:
         spec = cls.view_spec(whole.spec, settings)
         if whole.spec.drawn:
             family = FamilyTasks(whole.loaded, torch.device("cpu"), torch.float32)
-            return cls(family, _evaluation(family, settings, rng), settings, spec, {})
+            counts = {name: {"tasks": settings.count(name)} for name in ("valid", "test")}
+            return cls(family, _evaluation(family, settings, rng), settings, spec, counts)
         examples, classes = whole.examples(rng), divide_classes(whole.spec, settings, rng)
         pools = {name: Pool.of(examples.target, classes[name], settings.rotations == "classes") for name in SPLITS}
         for name, pool in pools.items():

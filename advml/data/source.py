@@ -93,11 +93,13 @@ class Whole(NamedTuple):
 
     def examples(self, rng: Rng) -> Split:
         """All examples, official test examples last, `dataset.limit` applied to both."""
-        parts = [self.loaded.examples, self.loaded.test]
-        limit = None if self.loaded.limited else self.config.limit
-        kept = [part.take(limited(part.target, limit, rng("split", "limit"))) for part in parts if part is not None]
-        inputs = {name: torch.cat([part.inputs[name] for part in kept]) for name in kept[0].inputs}
-        return Split(inputs, torch.cat([part.target for part in kept]))
+        parts = [part for part in (self.loaded.examples, self.loaded.test) if part is not None]
+        if self.config.limit is not None and not self.loaded.limited:
+            parts = [part.take(limited(part.target, self.config.limit, rng("split", "limit"))) for part in parts]
+        if len(parts) == 1:  # not copied: they may fill a large part of the memory
+            return Split(parts[0].inputs, parts[0].target)
+        inputs = {name: torch.cat([part.inputs[name] for part in parts]) for name in parts[0].inputs}
+        return Split(inputs, torch.cat([part.target for part in parts]))
 
 
 def split(loaded: Loaded, spec: Spec, config: SplitSettings, rng: Rng) -> Splits:

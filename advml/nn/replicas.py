@@ -26,6 +26,7 @@ Parameters = dict[str, Tensor]
 Inputs = Mapping[str, Tensor]
 Engine = Literal["auto", "loop", "batched", "vmap"]
 
+AT_ONCE = 8  # copies by vmap on a CPU
 FEW = 30  # examples to a copy up to which vmap beats the loop on a CPU: benchmarks/meta.py
 
 
@@ -140,11 +141,12 @@ class Vmapped(Replicas):
     """All copies by `torch.func.vmap`: a convolution becomes one in as many groups as there are copies."""
 
     engine = "vmap"
-    at_once = None
 
     def __init__(self, network: Network) -> None:
         self.seen = _Seen()
         self.network = _bare(network, self.seen, native=False)
+        # On a CPU as many as stay in its cache, on a GPU as many as there are.
+        self.at_once = AT_ONCE if next(network.parameters()).device.type == "cpu" else None
 
     def computed(self, parameters: Parameters, inputs: Inputs) -> Tensor:
         """Outputs [R, B, C]."""

@@ -41,7 +41,7 @@ def check_fit(bound: Bound) -> None:
         fitting = " or ".join(_views_of_kind(needs.view)) or "one that gives it"
         mistakes.append(f"{view}: {method} reads a {needs.view} view, not {bound.view.cls.kind}; use view={fitting}")
     elif spec.drawn and not getattr(bound.view.cls, "undivided", False):
-        mistakes.append(f"{dataset}: draws tasks, which only a method that learns from episodes reads; use another one")
+        mistakes.append(f"{dataset}: draws tasks, which {method} cannot read; use another data set")
     else:
         spec = bound.view.cls.view_spec(spec, bound.view.settings)
         if not isinstance(spec.target, needs.targets):

@@ -357,13 +357,14 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, monkeypatch):
 # --- the real zips ------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def real_dir(real_data, tmp_path):
-    """A folder of links: what is cached beside the zips stays out of the real folder."""
-    (tmp_path / "omniglot").mkdir()
+@pytest.fixture(scope="module")
+def real_dir(real_data, tmp_path_factory):
+    """A folder of links: what is cached beside the zips stays out of the real folder, and serves all tests here."""
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "omniglot").mkdir()
     for name in MADE:
-        (tmp_path / "omniglot" / f"{name}.zip").symlink_to(real_data("omniglot/python") / f"{name}.zip")
-    return tmp_path
+        (folder / "omniglot" / f"{name}.zip").symlink_to(real_data("omniglot/python") / f"{name}.zip")
+    return folder
 
 
 @pytest.mark.real_data
@@ -412,3 +413,56 @@ def test_the_shipped_configuration_binds():
     bound = bind(compose(["dataset=omniglot"])[0])
     assert bound.dataset.cls is Omniglot
     assert bound.dataset.settings.size == 28
+
+
+# --- who is for training ------------------------------------------------------------------------------------------
+
+
+def test_characters_are_divided_as_by_vinyals(made):
+    spec = made().spec()
+    sizes = {name: len(part) for name, part in spec.class_splits.items()}
+    assert sizes == {"train": 1028, "valid": 172, "test": 423}
+    assert sorted(number for part in spec.class_splits.values() for number in part) == list(range(1623))
+
+
+@pytest.mark.real_data
+def test_the_division_is_the_official_one(real_data, real_dir, made, make_source):
+    source, _ = make_source(real_dir)
+    names, dataset = made().names(source), made()
+    for part, file in (("train", "train"), ("valid", "val"), ("test", "test")):
+        lines = real_data("omniglot/splits/vinyals").joinpath(f"{file}.txt").read_text().split()
+        ours = {f"{names[number]}/rot{turn}" for number in dataset.spec().class_splits[part]
+                for turn in ("000", "090", "180", "270")}  # fmt: skip
+        assert len(lines) == len(ours)
+        assert set(lines) == ours
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize(
+    ("view", "classes", "shapes"),
+    [
+        ("5way_1shot", (1100, 100, 423), ((5, 5), (5, 5), (5, 5))),
+        ("20way_5shot", (1100, 100, 423), ((100, 100), (100, 100), (100, 100))),
+        ("vinyals_5way", (1028, 172, 423), ((60, 300), (5, 75), (5, 75))),
+    ],
+)
+def test_tasks_of_real_characters(real_dir, view, classes, shapes):
+    from advml.compose import compose
+    from advml.config import bind
+    from advml.runner.run import load_view
+
+    chosen = ["dataset=omniglot", f"view=episodes_omniglot_{view}", f"data_dir={real_dir}"]
+    episodes = load_view(bind(compose(chosen)[0]), lambda text: None)
+    record = episodes.describe()
+    assert tuple(len(record[name]["classes"]) for name in ("train", "valid", "test")) == classes
+    assert episodes.base_spec.outputs == classes[0] * (4 if "vinyals" in view else 1)
+    found = (episodes.draw(2, torch.Generator()), episodes.fixed("valid", 0, 2), episodes.fixed("test", 5, 7))
+    for tasks, (support, query) in zip(found, shapes, strict=True):
+        assert tasks.support.inputs["image"].shape == (2, support, 1, 28, 28)
+        assert tasks.query.target.shape == (2, query)
+    # Two drawings of a character are more alike than those of two others: labels belong to their pictures.
+    support, query = episodes.fixed("test", 0, 200)
+    ink = [batch.inputs["image"].flatten(2) for batch in (support, query)]
+    near = torch.cdist(ink[1], ink[0]).argmin(-1)
+    right = (support.target.gather(1, near) == query.target).double().mean()
+    assert right > 1.5 / episodes.ways

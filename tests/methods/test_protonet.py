@@ -179,4 +179,5 @@ class TestRefusals:
         assert "reads a episodes view" in refused(play, "method=protonet", "view=plain")
 
     def test_half_precision(self, play):
-        assert refused(play, *few_shot("protonet", "mlp", "precision=bf16")).startswith("precision=bf16: method=protonet")
+        line = refused(play, *few_shot("protonet", "mlp", "precision=bf16"))
+        assert line.startswith("precision=bf16: method=protonet does not support it")

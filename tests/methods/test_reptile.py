@@ -112,8 +112,8 @@ def test_what_is_kept_matters_and_is_part_of_the_state(play, same):
 @pytest.mark.parametrize("memory", ["kept", "fresh"])
 @pytest.mark.parametrize("transductive", ["true", "false"])
 def test_evaluation_is_fine_tuning_task_by_task(play, memory, transductive):
-    words = (f"method.inner_memory={memory}", f"method.transductive={transductive}", "view.shots=2", "method.eval_steps=3")
-    played = start(play, "precision=float64", *words, "method.eval_batch_size=null", model="conv4").go()
+    words = (f"method.inner_memory={memory}", f"method.transductive={transductive}", "method.eval_batch_size=null")
+    played = start(play, "precision=float64", *words, "view.shots=2", "method.eval_steps=3", model="conv4").go()
     tasks = played.view.fixed("test", 0, 2)
     found = played.method.predictions(tasks)
     assert found.shape == (4, 2, 20, 5)
@@ -159,11 +159,11 @@ def partial_variance(values):
 
 def test_measuring_changes_nothing(play, same):
     played = start(play, model="conv4").go(1)
-    before, moments_before = played.weights(), [t.clone() for t in played.method.inner.slots["square"]]
+    before, memory = played.weights(), [tensor.clone() for tensor in played.method.inner.slots["square"]]
     first = played.evaluate("test")
     assert played.evaluate("test") == first
     assert same(before, played.weights())
-    assert all(torch.equal(one, two) for one, two in zip(moments_before, played.method.inner.slots["square"], strict=True))
+    assert all(map(torch.equal, memory, played.method.inner.slots["square"]))
 
 
 def test_at_first_it_knows_nothing_and_learning_helps(play):
@@ -203,8 +203,8 @@ def test_regression(play):
 
 def test_gradients_are_counted(play):
     """5 classes of 4 examples in batches of 6, 6, 6, 2, 6."""
-    words = ("view.train_shots=4", "method.inner_batch_size=6", "method.steps=5", "method.tasks=2", "method.iterations=1")
-    played = start(play, *words, "method.block=1").go()
+    words = ("view.train_shots=4", "method.inner_batch_size=6", "method.steps=5", "method.tasks=2")
+    played = start(play, *words, "method.iterations=1", "method.block=1").go()
     assert played.budget.counts == {"samples": 40, "updates": 1, "gradients": 2 * 26}
 
 

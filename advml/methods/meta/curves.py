@@ -60,5 +60,6 @@ def fits(
             lines["after 1 step"] = rows[1].tolist()
         if len(rows) > 1:
             lines[f"after {steps_asked(len(rows))[-1]} steps"] = rows[-1].tolist()
-        found[f"fit{number + 1}"] = Curve(x[:, 0].tolist(), lines, "x", "y", f"Test task {number + 1}")
+        title = f"Test task {number + 1}"
+        found[f"fit{number + 1}"] = Curve(x[:, 0].tolist(), lines, "x", "y", title, points=("support",))
     return found
