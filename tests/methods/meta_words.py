@@ -25,8 +25,12 @@ def few_shot(method, model="mlp", *more):
 
 def refused(play, *words):
     """The one line with which these words are refused, by what is declared or by the method itself."""
-    with pytest.raises(ConfigError) as caught:
+
+    def begin():
         check_fit(bind(compose(list(words))[0]))
         play(*words)
+
+    with pytest.raises(ConfigError) as caught:
+        begin()
     (line,) = caught.value.mistakes
     return line
