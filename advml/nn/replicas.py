@@ -9,7 +9,7 @@ Batch norm uses the statistics of the examples at hand, of each copy by itself, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -26,13 +26,15 @@ Parameters = dict[str, Tensor]
 Inputs = Mapping[str, Tensor]
 Engine = Literal["auto", "loop", "batched", "vmap"]
 
-AT_ONCE = 8  # copies by vmap on a CPU
-FEW = 30  # examples to a copy up to which vmap beats the loop on a CPU: benchmarks/meta.py
+# On a CPU, by benchmarks/meta.py: up to FEW examples to a copy vmap beats the loop, AT_ONCE copies at a time; where the
+# other calls have at most SOME, which stay in the cache meanwhile. A GPU computes all copies at once.
+AT_ONCE, FEW, SOME = 8, 10, 30
 
 
-def expand(network: nn.Module, copies: int) -> Parameters:
-    """`copies` times the network's own parameters; gradients flow back to them."""
-    return {name: value.unsqueeze(0).expand(copies, *value.shape) for name, value in network.named_parameters()}
+def expand(network: nn.Module | Mapping[str, Tensor], copies: int) -> Parameters:
+    """`copies` times the network's own parameters, or these values by name; gradients flow back to them."""
+    values = dict(network.named_parameters()) if isinstance(network, nn.Module) else network
+    return {name: value.unsqueeze(0).expand(copies, *value.shape) for name, value in values.items()}
 
 
 # --- batch norm without a memory ----------------------------------------------------------------------------------
@@ -128,8 +130,12 @@ class Replicas:
 
     def computed(self, parameters: Parameters, inputs: Inputs) -> Tensor:
         """Outputs [R, B, C], the statistics as `seen` says."""
-        copies = range(len(next(iter(inputs.values()))))
-        return torch.stack([self.one(_nth(parameters, number), _nth(inputs, number)) for number in copies])
+        copies = len(next(iter(inputs.values())))
+        if copies == 1:  # nothing is copied, in either direction
+            only = ({name: x.squeeze(0) for name, x in part.items()} for part in (parameters, inputs))
+            return self.one(*only).unsqueeze(0)
+        given, of = ({name: x.unbind() for name, x in part.items()} for part in (parameters, inputs))
+        return torch.stack([self.one(_nth(given, number), _nth(of, number)) for number in range(copies)])
 
     def one(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """Outputs [B, C] of one copy, name → [*shape], for name → [B, ...]."""
@@ -152,6 +158,25 @@ class Vmapped(Replicas):
         """Outputs [R, B, C]."""
         outputs: Tensor = vmap(self.one, randomness="different")(parameters, dict(inputs))
         return outputs
+
+
+class Mixed(Replicas):
+    """On a CPU: vmap for few examples to a copy, which cost more calls than numbers; more of them copy by copy."""
+
+    engine = "mixed"
+
+    def __init__(self, network: Network, examples: Sequence[int]) -> None:
+        super().__init__(network)
+        self.vmapped = Vmapped(network)
+        self.at_once = AT_ONCE if examples and min(examples) <= FEW and max(examples) <= SOME else 1
+
+    def outputs(
+        self, parameters: Parameters, inputs: Inputs, reference: Inputs | None = None, dropout: bool = False
+    ) -> Tensor:
+        """Outputs [R, B, C]."""
+        copies, examples = next(iter(inputs.values())).shape[:2]
+        compute = self.vmapped.outputs if copies > 1 and examples <= FEW else super().outputs
+        return compute(parameters, inputs, reference, dropout)
 
 
 class Batched(Replicas):
@@ -208,19 +233,19 @@ def _is_served(module: nn.Module) -> bool:
     return isinstance(module, SERVED) and not (isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1)
 
 
-def make_replicas(network: Network, engine: Engine = "auto", examples: int | None = None) -> Replicas:
-    """Copies of `network`, computed by `engine`; `auto` takes the fastest for at most `examples` to a copy at once.
+def make_replicas(network: Network, engine: Engine = "auto", examples: Sequence[int] = ()) -> Replicas:
+    """Copies of `network`, computed by `engine`; `auto` takes the fastest for its layers, device and sizes.
 
-    Raises Unsuited where the engine does not serve the network.
+    `examples`: how many to a copy there will be in the calls that are differentiated together. Raises Unsuited where
+    the engine does not serve the network.
     """
     if engine != "auto":
         return ENGINES[engine](network)
     try:
         return Batched(network)
     except Unsuited:
-        device = next(network.parameters()).device
-        few = examples is not None and examples <= FEW
-        return Vmapped(network) if device.type != "cpu" or few else Replicas(network)
+        on_cpu = next(network.parameters()).device.type == "cpu"
+        return Mixed(network, examples) if on_cpu else Vmapped(network)
 
 
 def chain_of(network: Network) -> list[tuple[str, nn.Module]]:
@@ -259,5 +284,5 @@ def has_batch_norm(network: nn.Module) -> bool:
     return any(isinstance(module, _BatchNorm) for module in network.modules())
 
 
-def _nth(values: Mapping[str, Tensor], index: int) -> dict[str, Tensor]:
+def _nth(values: Mapping[str, Sequence[Tensor]], index: int) -> dict[str, Tensor]:
     return {name: value[index] for name, value in values.items()}

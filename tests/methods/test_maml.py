@@ -204,7 +204,7 @@ def test_linear_regression_multiplies_by_i_minus_alpha_h(play):
 @pytest.mark.parametrize(("method", "inside"), [("anil", {"head.weight", "head.bias"}), ("maml", None)])
 def test_who_adapts(digits, method, inside):
     learner = (played := digits("method.steps=2", method=method)).method
-    start, *_, end = learner.adaptation(drawn(played).support, learner.replicas, 2, second=False, dropout=False)
+    start, *_, end = learner.adaptation(learner.start(), drawn(played).support, 2, second=False, dropout=False)
     moved = {name for name in start if not torch.equal(start[name], end[name])}
     assert moved == (inside or set(start))
     # The body learns nevertheless, through the outer loop.
@@ -396,7 +396,7 @@ def test_state_holds_rates_and_norms(digits, same):
 def test_convolutions_with_batch_norm(play):
     words = ("model=conv4_stride", "model.channels=4", "model.blocks=2", "method.iterations=1", "view.train_queries=1")
     runs = [play("method=maml", *DIGITS, *words, f"method.engine={engine}") for engine in ("auto", "loop")]
-    assert [run.method.replicas.engine for run in runs] == ["vmap", "loop"]
+    assert [(run.method.replicas.engine, run.method.at_once) for run in runs] == [("mixed", 8), ("loop", 1)]
     tasks = drawn(runs[0])
     for one, other in zip(*(meta_gradient(run, tasks) for run in runs), strict=True):
         assert torch.allclose(one, other, atol=1e-10)
@@ -407,6 +407,8 @@ REFUSED = [
     ("method.steps=0 method.inner_rates=per_step", "method.inner_rates=per_step"),
     ("method.steps=1 method.multi_step=5", "method.multi_step"),
     ("method.steps=1 method.norm_per_step=true", "method.norm_per_step"),
+    ("method.compile=true method.multi_step=5 method.steps=2", "method.compile: the weights"),
+    ("method.compile=true method.engine=vmap", "method.compile: only"),
     ("method.order=1 method.first_order=5", "method.first_order"),
     ("model=conv4 model.blocks=2 model.channels=2 method.engine=batched", "method.engine: batched serves"),
 ]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from advml.contracts import Classes, Network, Spec
 from advml.models.conv4 import Conv4, Conv4Settings
 from advml.models.mlp import Linear, LinearSettings, Mlp, MlpSettings
-from advml.nn.replicas import Batched, Replicas, Unsuited, Vmapped, expand, has_batch_norm, make_replicas
+from advml.nn.replicas import Batched, Replicas, Unsuited, expand, has_batch_norm, make_replicas
 
 COPIES, EXAMPLES, CLASSES = 3, 6, 4
 ROW, IMAGE = Spec({"x": (5,)}, Classes(CLASSES)), Spec({"x": (2, 8, 8)}, Classes(CLASSES))
@@ -38,8 +38,8 @@ NETWORKS = {
     "mlp": (mlp, ROW, ["batched", "vmap"]),
     "mlp layer norm": (lambda: mlp("layer"), ROW, ["batched", "vmap"]),
     "mlp batch norm": (lambda: mlp("batch"), ROW, ["batched", "vmap"]),
-    "conv4": (lambda: conv4("none"), IMAGE, ["vmap"]),
-    "conv4 batch norm": (lambda: conv4("batch"), IMAGE, ["vmap"]),
+    "conv4": (lambda: conv4("none"), IMAGE, ["vmap", "auto"]),
+    "conv4 batch norm": (lambda: conv4("batch"), IMAGE, ["vmap", "auto"]),
     "conv4 batch norm, pooled": (lambda: conv4("batch", "pool"), IMAGE, ["vmap"]),
     "conv4 group norm": (lambda: conv4("group"), IMAGE, ["vmap"]),
 }
@@ -215,11 +215,17 @@ def test_two_inputs_are_joined_in_their_order():
         assert torch.allclose(found[number], alone, atol=1e-12)
 
 
-def test_auto_chooses_by_network_and_size():
+def test_auto_chooses_by_network_and_size(monkeypatch):
     assert isinstance(make_replicas(mlp("layer")), Batched)
-    assert isinstance(make_replicas(conv4("batch"), examples=5), Vmapped)
-    assert type(make_replicas(conv4("batch"), examples=75)) is Replicas
-    assert type(make_replicas(conv4("batch"))) is Replicas
+    network, asked = conv4("batch"), []
+    assert [make_replicas(network, examples=sizes).at_once for sizes in ([5, 5], [5, 75], [25, 25], [5, 25], [])] == [
+        8, 1, 1, 8, 1,
+    ]  # fmt: skip
+    replicas = make_replicas(network, examples=[5, 25])
+    monkeypatch.setattr(replicas.vmapped, "computed", lambda parameters, inputs: asked.append(len(inputs["x"])))
+    for copies, examples in ((3, 6), (3, 25), (1, 6)):
+        replicas.outputs(expand(network, copies), {"x": torch.randn(copies, examples, 2, 8, 8).double()})
+    assert asked == [3]
 
 
 def test_has_batch_norm():

@@ -105,16 +105,21 @@ class MetaLearner(Method):
         tasks = self.view.draw(config.tasks, self.context.rng("tasks", iteration))
         self.optimiser.lr = learning_rate(config, iteration, config.iterations)
         self.optimiser.zero_grad()
-        losses = []
-        for few in parts(tasks, self.at_once or config.tasks):
-            value = self.loss(few) * (len(few.query.target) / config.tasks)
-            value.backward()
-            losses.append(value.detach())
+        loss = self.differentiate(tasks)
         if config.clip_norm is not None:
             clip_gradients(self.optimiser.parameters, config.clip_norm)
         self.optimiser.step()
         examples = examples_of(tasks.support) + examples_of(tasks.query)
         self.context.count(samples=examples, updates=1, gradients=self.gradients_of(tasks))
+        return loss
+
+    def differentiate(self, tasks: Tasks) -> Tensor:
+        """Add the gradient of the mean loss of these tasks to that of all that is learned; the mean loss."""
+        losses, count = [], len(tasks.query.target)
+        for few in parts(tasks, self.at_once or count):
+            value = self.loss(few) * (len(few.query.target) / count)
+            value.backward()
+            losses.append(value.detach())
         return torch.stack(losses).sum()
 
     # --- measuring ---

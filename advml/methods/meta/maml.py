@@ -7,8 +7,8 @@ after every step, and gives batch norms a scale and a shift for each step (Anton
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from advml.config import CountFloat, CountInt, settings
 from advml.contracts import Batch, Classes, Context
 from advml.data.episodes import Tasks
 from advml.errors import ConfigError
-from advml.methods.meta.common import MetaLearner, MetaSettings, examples_of, task_losses
+from advml.methods.meta.common import MetaLearner, MetaSettings, examples_of, parts, task_losses
 from advml.nn.optimisers import make_optimiser
 from advml.nn.replicas import Engine, Parameters, Replicas, Unsuited, expand, make_replicas
 
@@ -38,6 +38,19 @@ class Settings(MetaSettings):
     multi_step: CountInt
     norm_per_step: bool
     engine: Engine
+    compile: bool
+
+
+class Start(NamedTuple):
+    """All that is learned, by the names of the network's parameters: what adaptation starts from, and its rates.
+
+    `network`: θ. `rates`: α of what is adapted, [*shape] or [steps]; empty where it is fixed. `norms`: the scales and
+    shifts of batch norms in later steps, [steps − 1, C]; empty where they have the same in each.
+    """
+
+    network: Mapping[str, Tensor]
+    rates: Mapping[str, Tensor]
+    norms: Mapping[str, Tensor]
 
 
 class Maml(MetaLearner):
@@ -50,6 +63,7 @@ class Maml(MetaLearner):
 
     def setup(self, context: Context) -> None:
         """The network θ, the names of what its copies adapt, and what else is learned: rates α, norms by step."""
+        self.compiled: Callable[..., tuple[Start, Tensor]] | None = None
         self.rates: dict[str, nn.Parameter] = {}
         self.norms: dict[str, nn.Parameter] = {}
         super().setup(context)
@@ -71,66 +85,90 @@ class Maml(MetaLearner):
         for name in of_norms:
             self.norms[name] = nn.Parameter(get(name).detach().repeat(config.steps - 1, 1))
         self.optimiser = make_optimiser(self.learned(), config)  # θ, and now the rest with it
-        self.replicas, self.tested = self._replicas("train"), self._replicas("test")
+        self.replicas = self._replicas()
         self.at_once = self.replicas.at_once
+        if config.compile and self.replicas.engine != "batched":
+            raise ConfigError("method.compile: only what engine batched computes is compiled (mlp, linear); use false")
 
     def learned(self) -> list[nn.Parameter]:
         """θ; with it α and what norms have for each later step, where these are learned."""
         return [*super().learned(), *self.rates.values(), *self.norms.values()]
 
+    def start(self) -> Start:
+        """The same by name."""
+        return Start(dict(self.network.named_parameters()), self.rates, self.norms)
+
     # --- the algorithm ---
 
     def loss(self, tasks: Tasks) -> Tensor:
         """The mean over tasks of L^query(θ'), or of its weighted sum over the steps (MAML++, eq. 4)."""
-        config, weights = self.config, self.weights()
-        second = config.order == 2 and self.iteration >= config.first_order
-        learning = self.adaptation(tasks.support, self.replicas, config.steps, second=second, dropout=True)
+        return self.loss_from(self.start(), tasks, self.is_second(), self.weights())
+
+    def loss_from(self, start: Start, tasks: Tasks, second: bool, weights: Sequence[float]) -> Tensor:
+        """The same, as a function of all that is learned. `weights`: of the query losses after 0, 1, … steps."""
+        learning = self.adaptation(start, tasks.support, self.config.steps, second=second, dropout=True)
         losses = []
-        for step, (parameters, weight) in enumerate(zip(learning, weights, strict=True)):
+        for parameters, weight in zip(learning, weights, strict=True):
             if weight:
-                outputs = self.query_outputs(parameters, tasks, step, self.replicas, dropout=True)
+                outputs = self.query_outputs(parameters, tasks, dropout=True)
                 losses.append(weight * task_losses(outputs, tasks.query.target).mean())
         return torch.stack(losses).sum()
 
     def adaptation(
-        self, support: Batch, replicas: Replicas, steps: int, *, second: bool, dropout: bool
+        self, start: Start, support: Batch, steps: int, *, second: bool, dropout: bool
     ) -> Iterator[Parameters]:
         """θ'_0 = θ, θ'_{k+1} = θ'_k − α ∇ L^support(θ'_k), each task its own (eq. 1).
 
         `second`: α ∇ L is a function of θ itself; otherwise a constant that is taken off.
         """
-        parameters = expand(self.network, len(support.target))
+        parameters = expand(start.network, len(support.target))
         yield parameters
+
+        def loss(moving: Parameters) -> Tensor:
+            outputs = self.replicas.outputs({**parameters, **moving}, support.inputs, dropout=dropout)
+            return self.scale * task_losses(outputs, support.target).sum()
+
         for step in range(steps):
-            outputs = replicas.outputs(self.at_step(parameters, step), support.inputs, dropout=dropout)
-            loss = self.scale * task_losses(outputs, support.target).sum()
-            moving = [parameters[name] for name in self.adapts]
-            gradients = torch.autograd.grad(loss, moving, create_graph=second, materialize_grads=True)
-            parameters = {**parameters, **dict(zip(self.adapts, self.moved(moving, gradients, step), strict=True))}
+            # Batch norms have a scale and a shift of step 0 (θ's own), 1, …, the last of which goes on.
+            if start.norms and 0 < step < self.config.steps:
+                rows = {name: rows[step - 1].expand_as(parameters[name]) for name, rows in start.norms.items()}
+                parameters = {**parameters, **rows}
+            moving = {name: parameters[name] for name in self.adapts}
+            gradients = self.gradients(loss, moving, second)
+            parameters = {**parameters, **self.moved(moving, gradients, start.rates, step)}
             yield parameters
 
-    def moved(self, moving: list[Tensor], gradients: tuple[Tensor, ...], step: int) -> list[Tensor]:
+    def gradients(self, loss: Callable[[Parameters], Tensor], moving: Parameters, second: bool) -> Sequence[Tensor]:
+        """∇ of the sum of the tasks' losses, of [T, *shape] each: a task's own, since its loss reads no other copy."""
+        if self.config.compile:  # the compiler sees through this form, which is slower without it
+            found = tuple(torch.func.grad(loss)(moving).values())
+            return found if second else [gradient.detach() for gradient in found]
+        return torch.autograd.grad(loss(moving), list(moving.values()), create_graph=second, materialize_grads=True)
+
+    def moved(
+        self, moving: Parameters, gradients: Sequence[Tensor], rates: Mapping[str, Tensor], step: int
+    ) -> Parameters:
         """θ' − α g, of [T, *shape] each; α is one number, [*shape] (Meta-SGD) or one for each step (MAML++)."""
-        if not self.rates:
-            return list(torch._foreach_add(moving, gradients, alpha=-float(self.config.inner_lr)))
-        rates: list[Tensor] = list(self.rates.values())
+        values = list(moving.values())
+        if not rates:
+            added = torch._foreach_add(values, list(gradients), alpha=-float(self.config.inner_lr))
+            return dict(zip(moving, added, strict=True))
+        now: list[Tensor] = list(rates.values())
         if self.config.inner_rates == "per_step":
-            rates = [rate[min(step, self.config.steps - 1)] for rate in rates]
-        return [value - rate * gradient for value, rate, gradient in zip(moving, rates, gradients, strict=True)]
+            now = [rate[min(step, self.config.steps - 1)] for rate in now]
+        return {
+            name: value - rate * gradient
+            for name, value, rate, gradient in zip(moving, values, now, gradients, strict=True)
+        }
 
-    def at_step(self, parameters: Parameters, step: int) -> Parameters:
-        """Parameters in step number `step`: norms have those of that step, beyond the last those of the last."""
-        row = min(step, self.config.steps - 1) - 1
-        if not self.norms or row < 0:
-            return parameters
-        return {**parameters, **{name: rows[row].expand_as(parameters[name]) for name, rows in self.norms.items()}}
-
-    def query_outputs(
-        self, parameters: Parameters, tasks: Tasks, step: int, replicas: Replicas, dropout: bool = False
-    ) -> Tensor:
-        """Outputs [T, Q, C] after `step` steps, normalised by the query set or by the support set."""
+    def query_outputs(self, parameters: Parameters, tasks: Tasks, dropout: bool = False) -> Tensor:
+        """Outputs [T, Q, C], normalised by the query set or by the support set."""
         reference = None if self.config.transductive else tasks.support.inputs
-        return replicas.outputs(self.at_step(parameters, step - 1), tasks.query.inputs, reference, dropout)
+        return self.replicas.outputs(parameters, tasks.query.inputs, reference, dropout)
+
+    def is_second(self) -> bool:
+        """Are second derivatives taken in the meta-iteration at hand?"""
+        return bool(self.config.order == 2 and self.iteration >= self.config.first_order)
 
     def weights(self) -> list[float]:
         """Of the query losses after 0, 1, …, `steps` steps, in the meta-iteration at hand."""
@@ -139,12 +177,29 @@ class Maml(MetaLearner):
 
     def predictions(self, tasks: Tasks) -> Tensor:
         """Outputs [eval_steps + 1, T, Q, C] for the query examples after each step."""
-        rows = []
-        learning = self.adaptation(tasks.support, self.tested, self.config.eval_steps, second=False, dropout=False)
-        for step, parameters in enumerate(learning):
+        portions = parts(tasks, self.at_once or len(tasks.query.target))
+        return torch.cat([torch.stack(list(self._outputs_after_each(few))) for few in portions], 1)
+
+    def _outputs_after_each(self, tasks: Tasks) -> Iterator[Tensor]:
+        steps = self.config.eval_steps
+        for parameters in self.adaptation(self.start(), tasks.support, steps, second=False, dropout=False):
             with torch.no_grad():
-                rows.append(self.query_outputs(parameters, tasks, step, self.tested))
-        return torch.stack(rows)
+                yield self.query_outputs(parameters, tasks)
+
+    # --- compiled ---
+
+    def differentiate(self, tasks: Tasks) -> Tensor:
+        """As ever; compiled, as one function from all that is learned to its gradient."""
+        if not self.config.compile:
+            return super().differentiate(tasks)
+        if self.compiled is None:
+            self.compiled = torch.compile(torch.func.grad_and_value(self.loss_from), dynamic=False)
+        start = Start(*({name: value.detach() for name, value in values.items()} for values in self.start()))
+        gradients, loss = self.compiled(start, tasks, self.is_second(), self.weights())
+        flat = [gradient for values in gradients for gradient in values.values()]
+        for parameter, gradient in zip(self.learned(), flat, strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return loss
 
     # --- the rest ---
 
@@ -166,10 +221,10 @@ class Maml(MetaLearner):
                 for name, value in values.items():
                     value.copy_(state[key][name])
 
-    def _replicas(self, split: str) -> Replicas:
-        """Copies of the network, by the engine for tasks of the size that `split` has."""
-        shape = self.view.config.shape(split)
-        examples = (shape.ways or 1) * max(shape.shots, shape.queries)
+    def _replicas(self) -> Replicas:
+        """Copies of the network, for tasks of the size that training has."""
+        shape = self.view.config.shape("train")
+        examples = [(shape.ways or 1) * each for each in (shape.shots, shape.queries)]
         try:
             return make_replicas(self.network, self.config.engine, examples)
         except Unsuited as error:
@@ -192,6 +247,8 @@ class Maml(MetaLearner):
             mistakes.append("method.norm_per_step: needs method.steps of at least 2; use false")
         if config.first_order and config.order == 1:
             mistakes.append("method.first_order: method.order=1 is of first order throughout; use 0")
+        if config.compile and config.multi_step:
+            mistakes.append("method.compile: the weights of method.multi_step change each time; use 0")
         alone = [name for name, module in self.network.named_modules() if isinstance(module, nn.BatchNorm1d)]
         if alone and (view.ways or 1) * min(view.shots, train.shots) == 1:
             mistakes.append("view.shots: a batch norm has no statistics of one example; use more, or model.norm=layer")
