@@ -38,6 +38,11 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "anil": "advml.methods.meta.maml:Maml",
         "metasgd": "advml.methods.meta.maml:Maml",
         "maml_pp": "advml.methods.meta.maml:Maml",
+        "protonet": "advml.methods.meta.protonet:PrototypicalNetworks",
+        "matching": "advml.methods.meta.matching:MatchingNetworks",
+        "reptile": "advml.methods.meta.reptile:Reptile",
+        "pretrain_finetune": "advml.methods.meta.pretrain_finetune:PretrainFinetune",
+        "nearest_neighbour": "advml.methods.meta.nearest_neighbour:NearestNeighbour",
     },
     "dataset": {
         "none": "advml.data.none:NoData",

@@ -164,9 +164,9 @@ class HarmonicsSettings(FamilySettings):
 
 
 class Harmonics:
-    """y = a₁ · sin(ωx + b₁) + a₂ · sin(2ωx + b₂), seen around a centre of its own (Lacoste et al. 2018, section 5.1).
+    """y = a₁ · sin(ωx + b₁) + a₂ · sin(2ωx + b₂), seen around a centre of its own (Lacoste et al. 2018).
 
-    a₁, a₂ ~ N(0, 1), and x ~ N(centre, 1). Without the noise that Lacoste et al. add.
+    a₁, a₂ ~ N(0, 1), and x ~ N(centre, 1); the distributions as read in torchmeta's `Harmonic`, without noise.
     """
 
     settings: ClassVar[type] = HarmonicsSettings

@@ -180,6 +180,16 @@ def test_evaluation_tasks_are_known_by_their_number():
     assert not equal(view.fixed("valid", 0, 3), view.fixed("test", 0, 3))
 
 
+def test_the_record_tells_tasks_apart():
+    all_changes = ({}, {}, {"train_shots": 1}, {"test_tasks": 12}, {"shots": 1})
+    records = [episodes(**changes).describe() for changes in all_changes]
+    assert records[0]["valid"]["tasks"] == 7
+    assert records[0] == records[1] == records[2]
+    hashes = [[record[name]["tasks_sha256"] for name in ("valid", "test")] for record in (*records[::3], records[4])]
+    assert hashes[0][0] == hashes[1][0] != hashes[2][0]
+    assert len({test for _, test in hashes}) == 3
+
+
 def test_classes_of_unequal_size():
     """Where a class has fewer examples than another, none is drawn that it does not have."""
     target = torch.cat([torch.full((6 + 3 * number,), number) for number in range(15)])

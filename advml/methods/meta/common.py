@@ -141,9 +141,14 @@ class MetaLearner(Method):
         means, widths = interval(torch.cat(scores, 1))
         found: dict[str, Tensor] = {name: means[-1], f"{name}_ci": widths[-1], "loss": torch.cat(losses).mean()}
         if len(means) > 1:
-            found |= {f"{name}/step{step}": value for step, value in enumerate(means)}
-            found |= {f"{name}_ci/step{step}": value for step, value in enumerate(widths)}
+            steps = self.steps_asked(len(means))
+            found |= {f"{name}/step{step}": value for step, value in zip(steps, means, strict=True)}
+            found |= {f"{name}_ci/step{step}": value for step, value in zip(steps, widths, strict=True)}
         return found
+
+    def steps_asked(self, rows: int) -> Sequence[int]:
+        """After how many steps of adaptation each row of `predictions` was taken."""
+        return range(rows)
 
     def score(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Accuracy or mean squared error of each task [T], of outputs [T, Q, C]."""
@@ -162,7 +167,7 @@ class MetaLearner(Method):
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
 
-    def result(self) -> Network:
+    def result(self) -> Network | None:
         """The network as it starts into a new task."""
         return self.network
 
@@ -172,7 +177,8 @@ class MetaLearner(Method):
 
     def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
         """The adaptation curve; for functions of one number, what is fitted to the first test tasks."""
-        return {**adaptation_curve(records, self.objective.metric), **fits(self.view, self.predictions)}
+        curve = adaptation_curve(records, self.objective.metric, self.steps_asked)
+        return {**curve, **fits(self.view, self.predictions, self.steps_asked)}
 
 
 # --- tasks side by side -------------------------------------------------------------------------------------------

@@ -14,9 +14,11 @@ DRAWN = 3  # test tasks whose fitted functions are drawn
 POINTS = 101  # of a function's range
 
 
-def adaptation_curve(records: Sequence[Record], metric: str) -> Mapping[str, Curve]:
+def adaptation_curve(
+    records: Sequence[Record], metric: str, steps_asked: Callable[[int], Sequence[int]] = range
+) -> Mapping[str, Curve]:
     """`adaptation`: the mean of the metric over the test tasks after each step, of the last state, with its 95 %
-    interval.
+    interval. `steps_asked`: that of `MetaLearner`.
     """
     tests = [record for record in records if record["split"] == "test" and record.get("state") != "best"]
     newest = tests[-1] if tests else {}
@@ -26,13 +28,16 @@ def adaptation_curve(records: Sequence[Record], metric: str) -> Mapping[str, Cur
         return {}
     low, high = ([mean + sign * width for mean, width in zip(means, widths, strict=True)] for sign in (-1, 1))
     lines: dict[str, Sequence[float | None]] = {"mean": means, "lower 95 %": low, "upper 95 %": high}
-    return {"adaptation": Curve(range(len(means)), lines, "steps of adaptation", metric, "Adaptation to test tasks")}
+    title = "Adaptation to test tasks"
+    return {"adaptation": Curve(steps_asked(len(means)), lines, "steps of adaptation", metric, title)}
 
 
-def fits(view: Episodes, predictions: Callable[[Tasks], Tensor]) -> Mapping[str, Curve]:
+def fits(
+    view: Episodes, predictions: Callable[[Tasks], Tensor], steps_asked: Callable[[int], Sequence[int]] = range
+) -> Mapping[str, Curve]:
     """`fit1`, …: of the first test tasks the true function, the support, what is fitted before and after adaptation.
 
-    Only for functions of one number. `predictions`: those of `MetaLearner`.
+    Only for functions of one number. `predictions`, `steps_asked`: those of `MetaLearner`.
     """
     found = {}
     for number in range(min(DRAWN, view.count("test"))):
@@ -54,7 +59,7 @@ def fits(view: Episodes, predictions: Callable[[Tasks], Tensor]) -> Mapping[str,
         if len(rows) > 2:
             lines["after 1 step"] = rows[1].tolist()
         if len(rows) > 1:
-            lines[f"after {len(rows) - 1} steps"] = rows[-1].tolist()
+            lines[f"after {steps_asked(len(rows))[-1]} steps"] = rows[-1].tolist()
         title = f"Test task {number + 1}"
         found[f"fit{number + 1}"] = Curve(x[:, 0].tolist(), lines, "x", "y", title, points=("support",))
     return found
