@@ -26,8 +26,8 @@ Parameters = dict[str, Tensor]
 Inputs = Mapping[str, Tensor]
 Engine = Literal["auto", "loop", "batched", "vmap"]
 
-# On a CPU, by benchmarks/meta.py: up to FEW examples to a copy vmap beats the loop, AT_ONCE copies at a time; where the
-# other calls have at most SOME, which stay in the cache meanwhile. A GPU computes all copies at once.
+# On a CPU, by benchmarks/meta.py: up to FEW examples to a copy vmap beats the loop, AT_ONCE copies at a time; half of them
+# where other calls have more than SOME, which do not stay in the cache meanwhile. A GPU computes all copies at once.
 AT_ONCE, FEW, SOME = 8, 10, 30
 
 
@@ -168,7 +168,8 @@ class Mixed(Replicas):
     def __init__(self, network: Network, examples: Sequence[int]) -> None:
         super().__init__(network)
         self.vmapped = Vmapped(network)
-        self.at_once = AT_ONCE if examples and min(examples) <= FEW and max(examples) <= SOME else 1
+        if examples and min(examples) <= FEW:
+            self.at_once = AT_ONCE if max(examples) <= SOME else AT_ONCE // 2
 
     def outputs(
         self, parameters: Parameters, inputs: Inputs, reference: Inputs | None = None, dropout: bool = False
