@@ -26,8 +26,8 @@ Parameters = dict[str, Tensor]
 Inputs = Mapping[str, Tensor]
 Engine = Literal["auto", "loop", "batched", "vmap"]
 
-# On a CPU, by benchmarks/meta.py: up to FEW examples to a copy vmap beats the loop, AT_ONCE copies at a time; half of them
-# where other calls have more than SOME, which do not stay in the cache meanwhile. A GPU computes all copies at once.
+# On a CPU, by benchmarks/meta.py: up to FEW examples to a copy vmap beats the loop, AT_ONCE copies at a time; half as
+# many where other calls have more than SOME, which leave the cache meanwhile. A GPU computes all copies at once.
 AT_ONCE, FEW, SOME = 8, 10, 30
 
 
@@ -237,8 +237,8 @@ def _is_served(module: nn.Module) -> bool:
 def make_replicas(network: Network, engine: Engine = "auto", examples: int | Sequence[int] = ()) -> Replicas:
     """Copies of `network`, computed by `engine`; `auto` takes the fastest for its layers, device and sizes.
 
-    `examples`: how many to a copy there will be in each of the calls that are differentiated together. Raises Unsuited where
-    the engine does not serve the network.
+    `examples`: how many to a copy there will be in each of the calls that are differentiated together. Raises Unsuited
+    where the engine does not serve the network.
     """
     if engine != "auto":
         return ENGINES[engine](network)
