@@ -147,8 +147,7 @@ class Spec:
 class Prepare(Protocol):
     """Turns stored values (uint8 pixels, raw features) into network input, one batch at a time."""
 
-    def __call__(self, values: Tensor) -> Tensor:
-        ...
+    def __call__(self, values: Tensor) -> Tensor: ...
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Prepare:
         """The same preparation with its constants on a device."""
@@ -224,8 +223,7 @@ class Split:
 class Rng(Protocol):
     """Keyed randomness: the same (seed, purpose, key) gives the same CPU generator, wherever and whenever asked."""
 
-    def __call__(self, purpose: str, *key: int | str) -> torch.Generator:
-        ...
+    def __call__(self, purpose: str, *key: int | str) -> torch.Generator: ...
 
 
 class View(Protocol):
@@ -323,10 +321,7 @@ class Heatmap:
 
 @dataclass(frozen=True)
 class Curve:
-    """Named lines over a common axis → artifacts/NAME.csv and figures/NAME.{png,svg}.
-
-    `points`: the lines that are drawn as points, with nothing between them.
-    """
+    """Named lines (those in `points`: points) over a common axis → artifacts/NAME.csv and figures/NAME.{png,svg}."""
 
     x: Sequence[float]
     lines: Mapping[str, Sequence[float | None]]
