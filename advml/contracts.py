@@ -192,8 +192,8 @@ class Split:
 
     def batch(self, index: Tensor | slice) -> Batch:
         """The examples at `index` (int64 [B] on the split's device, or a slice), prepared for a network."""
-        inputs = {name: values[index] for name, values in self.inputs.items()}
-        return Batch(self.prepared(inputs), self.target[index])
+        inputs = {name: _rows(values, index) for name, values in self.inputs.items()}
+        return Batch(self.prepared(inputs), _rows(self.target, index))
 
     def prepared(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Stored values → network input."""
@@ -218,6 +218,11 @@ class Split:
         inputs = {name: values.to(device) for name, values in self.inputs.items()}
         prepare = {name: tuple(step.to(device, dtype) for step in steps) for name, steps in self.prepare.items()}
         return Split(inputs, target, group, prepare)
+
+
+def _rows(values: Tensor, index: Tensor | slice) -> Tensor:
+    """values[index]; for numbers several times as fast on a CPU."""
+    return values[index] if isinstance(index, slice) else values.index_select(0, index)
 
 
 class Rng(Protocol):

@@ -66,4 +66,6 @@ def _rows(result: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 def _number(value: float | None) -> str:
     if value is None:
         return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:.4f}" if value == 0 or 0.001 <= abs(value) < 1000 else f"{value:.4g}"

@@ -80,7 +80,7 @@ def _kept(path: Path, keep_bytes: int) -> list[dict[str, Any]]:
 
 
 def read(metrics: Metrics) -> dict[str, float | None]:
-    """Numbers out of metrics: all 0-d tensors are fetched from the device in one transfer."""
+    """Numbers out of metrics: all 0-d tensors are fetched from the device in one transfer. Counts stay whole."""
     clash = set(metrics) & set(RESERVED)
     if clash:
         raise ValueError(f"metrics may not be called {', '.join(sorted(clash))}")
@@ -89,7 +89,9 @@ def read(metrics: Metrics) -> dict[str, float | None]:
     if tensors:
         stacked = torch.stack([value.detach().double().reshape(()) for value in tensors.values()])
         fetched = dict(zip(tensors, stacked.tolist(), strict=True))
-    return {
-        name: fetched[name] if name in fetched else None if value is None else float(value)
+    plain = {
+        name: value if value is None or type(value) is int else float(value)
         for name, value in metrics.items()
+        if name not in fetched
     }
+    return {name: fetched[name] if name in fetched else plain[name] for name in metrics}

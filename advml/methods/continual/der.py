@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from advml.config import CountFloat, settings
-from advml.contracts import At, Batch, Context, Step
+from advml.contracts import At, Batch, Step
 from advml.methods.continual.rehearsal import RecallSettings, Rehearsal
 from advml.nn.matching import output_distance
 
@@ -25,16 +25,11 @@ class DarkExperienceReplay(Rehearsal):
     """Equation 6: L(θ) = CE(B_t) + α MSE(h(x'), z') + β CE(h(x''), y''), x' and x'' drawn independently; DER has β = 0.
 
     z' are the logits that the network gave for x' when it was stored, before the update of that moment. Compared are
-    the outputs that were active then: of its task in the task scenario, of the classes seen up to then in the class
-    scenario. The others had been taught nothing, and the paper's streams have no other heads.
+    all outputs that compete for x' now; in the class scenario that takes in classes which came later. The network had
+    said little about those when x' was stored, and holding it to that keeps it from taking x' for one of them.
     """
 
     settings = Settings
-
-    def setup(self, context: Context) -> None:
-        """Which outputs an example's stored logits speak about."""
-        super().setup(context)
-        self.active = torch.stack([self.stream.mask(number, number + 1) for number in range(len(self.stream))])
 
     def extras(self) -> Mapping[str, tuple[tuple[int, ...], torch.dtype]]:
         """The logits."""
@@ -48,7 +43,8 @@ class DarkExperienceReplay(Rehearsal):
             self.beside = {"logits": outputs.detach()}
             value = self.loss(outputs, batch)
             if dark := self.drawn.get("logits"):
-                active = self.active[dark.task.to(self.active.device, non_blocking=True)]
+                active = dark.batch.mask
+                assert active is not None
                 value = value + alpha * output_distance(self.again(dark), dark.extras["logits"], active)
             if replayed := self.drawn.get("replay"):
                 value = value + beta * self.loss(self.again(replayed), replayed.batch)
