@@ -248,7 +248,6 @@ class View(Protocol):
 
     def describe(self) -> Mapping[str, Any]:
         """What was split how, as plain data for the run folder's data.json."""
-        ...
 
 
 # --- networks -----------------------------------------------------------------------------------------------------
@@ -371,7 +370,6 @@ class Context(Protocol):
 
     def count(self, **work: int) -> None:
         """Add to the budget; the counters are listed in advml.runner.budget."""
-        ...
 
 
 @runtime_checkable
@@ -389,7 +387,6 @@ class Method(Protocol):
 
     def setup(self, context: Context) -> None:
         """Build networks and optimisers. Draws no random number of its own except through `context`."""
-        ...
 
     def phases(self) -> Sequence[Phase]:
         """The whole plan, known from settings and data before the first step."""
@@ -409,7 +406,6 @@ class Method(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, into a freshly set-up method."""
-        ...
 
     def result(self) -> Network | None:
         """The trained network, for export, teachers and ensembles; None if there is none."""

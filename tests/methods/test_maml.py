@@ -161,6 +161,17 @@ def test_engines_train_alike(digits):
             assert torch.allclose(value.double(), runs[0].weights()[name].double(), atol=1e-10), name
 
 
+@pytest.mark.slow  # half a minute of compiling
+@pytest.mark.parametrize("words", ["", "method.inner_rates=per_parameter method.first_order=2 model.norm=layer"])
+def test_compiled_it_is_the_same(sine, words):
+    runs = [sine(f"method.compile={compiled}", "method.steps=2", *words.split()).go() for compiled in ("true", "false")]
+    assert runs[0].method.compiled is not None
+    for (name, value), other in zip(runs[0].weights().items(), runs[1].weights().values(), strict=True):
+        assert torch.allclose(value, other, atol=1e-12), name
+    for step, other in zip(runs[0].steps, runs[1].steps, strict=True):
+        assert step["loss"] == pytest.approx(other["loss"], abs=1e-12)
+
+
 def test_the_size_of_a_block_changes_nothing(digits, same):
     runs = [digits(f"method.block={block}", "method.steps=1").go() for block in (1, 2, 4)]
     assert same(runs[0].weights(), runs[1].weights())
