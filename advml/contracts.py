@@ -248,7 +248,6 @@ class View(Protocol):
 
     def describe(self) -> Mapping[str, Any]:
         """What was split how, as plain data for the run folder's data.json."""
-        ...
 
 
 # --- networks -----------------------------------------------------------------------------------------------------
@@ -326,13 +325,14 @@ class Heatmap:
 
 @dataclass(frozen=True)
 class Curve:
-    """Named lines over a common axis → artifacts/NAME.csv and figures/NAME.{png,svg}."""
+    """Named lines (those in `points`: points) over a common axis → artifacts/NAME.csv and figures/NAME.{png,svg}."""
 
     x: Sequence[float]
     lines: Mapping[str, Sequence[float | None]]
     x_title: str
     y_title: str
     title: str = ""
+    points: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -370,7 +370,6 @@ class Context(Protocol):
 
     def count(self, **work: int) -> None:
         """Add to the budget; the counters are listed in advml.runner.budget."""
-        ...
 
 
 @runtime_checkable
@@ -388,7 +387,6 @@ class Method(Protocol):
 
     def setup(self, context: Context) -> None:
         """Build networks and optimisers. Draws no random number of its own except through `context`."""
-        ...
 
     def phases(self) -> Sequence[Phase]:
         """The whole plan, known from settings and data before the first step."""
@@ -408,7 +406,6 @@ class Method(Protocol):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` gave, into a freshly set-up method."""
-        ...
 
     def result(self) -> Network | None:
         """The trained network, for export, teachers and ensembles; None if there is none."""

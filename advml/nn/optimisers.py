@@ -23,7 +23,7 @@ Memory = dict[str, list[Tensor]]
 
 @settings
 class OptimiserSettings:
-    """The keys of configs/method/_base/training.yaml that say how parameters move: inherit from it."""
+    """Keys of every method that has an optimiser: configs/method/_base/optimiser.yaml. Inherit from it."""
 
     optimiser: Literal["sgd", "adam", "adamw", "rmsprop"]
     lr: PositiveFloat

@@ -91,8 +91,10 @@ def _curve(picture: Curve) -> Figure:
         points = [(x, y) for x, y in zip(picture.x, line, strict=True) if y is not None]
         axes.plot(
             [x for x, _ in points], [y for _, y in points], label=name,
-            color=COLOURS[number % len(COLOURS)], linestyle=DASHES[number % len(DASHES)],
-            marker=MARKERS[number % len(MARKERS)] if len(points) <= 30 else None, markersize=4,
+            color=COLOURS[number % len(COLOURS)],
+            linestyle="" if name in picture.points else DASHES[number % len(DASHES)],
+            marker=MARKERS[number % len(MARKERS)] if len(points) <= 30 or name in picture.points else None,
+            markersize=4,
         )  # fmt: skip
     if all(float(x).is_integer() for x in picture.x):  # there is no step 2.5
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))

@@ -53,6 +53,13 @@ class TestFormats:
         assert "dc:date" not in svg
 
 
+def test_points_have_nothing_between_them():
+    lines = {"true": list(range(40)), "support": [1.0, *[None] * 38, 2.0]}
+    first, second = figures._curve(Curve(range(40), lines, "x", "y", points=("support",))).axes[0].lines
+    assert (first.get_linestyle(), first.get_marker()) == ("-", "None")
+    assert (second.get_linestyle(), second.get_marker()) == ("None", "s")
+
+
 def test_equal_bytes_in_another_process(tmp_path):
     program = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"

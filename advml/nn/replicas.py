@@ -1,0 +1,290 @@
+"""Many copies of one network at once, as functions of their parameters: few-shot tasks, clients, candidates.
+
+A copy is a value for every parameter; the copies' values lie side by side, [R, *shape] for R copies. Outputs are
+differentiable to second order in them, so that a step of gradient descent can itself be learned through.
+
+Batch norm uses the statistics of the examples at hand, of each copy by itself, and never running averages.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from advml.contracts import Network, Spec
+
+Parameters = dict[str, Tensor]
+"""Name → [R, *shape]: a value for each of R copies."""
+Inputs = Mapping[str, Tensor]
+Engine = Literal["auto", "loop", "batched", "vmap"]
+
+# On a CPU, by benchmarks/meta.py: up to FEW examples to a copy vmap beats the loop, AT_ONCE copies at a time; half as
+# many where other calls have more than SOME, which leave the cache meanwhile. A GPU computes all copies at once.
+AT_ONCE, FEW, SOME = 8, 10, 30
+
+
+def expand(network: nn.Module | Mapping[str, Tensor], copies: int) -> Parameters:
+    """`copies` times the network's own parameters, or these values by name; gradients flow back to them."""
+    values = dict(network.named_parameters()) if isinstance(network, nn.Module) else network
+    return {name: value.unsqueeze(0).expand(copies, *value.shape) for name, value in values.items()}
+
+
+# --- batch norm without a memory ----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Seen:
+    """Whose statistics batch norms use: those of the first so many examples; None = of all."""
+
+    first: int | None = None
+
+
+class _Normalised(nn.Module):
+    """Batch norm (Ioffe and Szegedy 2015) by the examples at hand, under the parameter names of the norm it replaces.
+
+    y = γ (x − μ) / √(σ² + ε) + β with the mean μ and the variance σ² of each channel over examples and places.
+    """
+
+    def __init__(self, norm: _BatchNorm, seen: _Seen, native: bool) -> None:
+        super().__init__()
+        self.weight, self.bias, self.affine = norm.weight, norm.bias, norm.affine
+        self.eps, self.seen, self.native = norm.eps, seen, native
+
+    def forward(self, values: Tensor) -> Tensor:
+        """[B, C, ...] → the same shape."""
+        if self.native and self.seen.first is None:
+            return F.batch_norm(values, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        shape = (1, -1, *[1] * (values.dim() - 2))
+        normal = normalised(values, self.seen.first, (0, *range(2, values.dim())), self.eps)
+        return normal * self.weight.view(shape) + self.bias.view(shape) if self.affine else normal
+
+
+def normalised(values: Tensor, first: int | None, axes: tuple[int, ...], eps: float) -> Tensor:
+    """(x − μ) / √(σ² + ε), μ and σ² over `axes`, of which the foremost counts examples: over its `first` ones only.
+
+    Written as means because vmap over torch's own batch norm has wrong second derivatives (torch 2.13).
+    """
+    seen = values if first is None else values.narrow(axes[0], 0, first)
+    mean = seen.mean(axes, keepdim=True)
+    variance = (seen - mean).square().mean(axes, keepdim=True)
+    return (values - mean) * torch.rsqrt(variance + eps)
+
+
+def _bare(network: Network, seen: _Seen, native: bool) -> Network:
+    """The form of the network: the same parameters under the same names, batch norms without running averages."""
+    shared = {id(parameter): parameter for parameter in network.parameters()}
+    bare = copy.deepcopy(network, shared)
+    for module in list(bare.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, _BatchNorm):
+                setattr(module, name, _Normalised(child, seen, native))
+    return bare.eval()
+
+
+# --- engines ---
+
+
+class Unsuited(ValueError):
+    """The engine asked for does not serve this network; "engine: why"."""
+
+
+class Replicas:
+    """Copies of one network, computed copy by copy: the reference for all engines, and the one that serves any network.
+
+    `network` gives the form only: it is neither changed nor kept in step. `at_once`: how many copies are best computed
+    by one call; None = as many as there are.
+    """
+
+    engine: ClassVar[str] = "loop"
+    at_once: int | None = 1
+
+    def __init__(self, network: Network) -> None:
+        self.seen = _Seen()
+        self.network = _bare(network, self.seen, native=True)
+
+    def outputs(
+        self, parameters: Parameters, inputs: Inputs, reference: Inputs | None = None, dropout: bool = False
+    ) -> Tensor:
+        """Outputs [R, B, C] of each copy for examples of its own, name → [R, B, ...].
+
+        Batch norm takes its statistics from these examples; with `reference`, name → [R, S, ...], from those instead,
+        so that one example's output does not depend on its neighbours. `dropout` switches it on: each copy draws its
+        own, from torch's generator, so that engines draw differently.
+        """
+        self.seen.first = None
+        if reference is not None:
+            self.seen.first = next(iter(reference.values())).shape[1]
+            inputs = {name: torch.cat([reference[name], values], 1) for name, values in inputs.items()}
+        if self.network.training != dropout:
+            self.network.train(dropout)
+        outputs = self.computed(parameters, inputs)
+        return outputs if reference is None else outputs[:, self.seen.first :]
+
+    def computed(self, parameters: Parameters, inputs: Inputs) -> Tensor:
+        """Outputs [R, B, C], the statistics as `seen` says."""
+        copies = len(next(iter(inputs.values())))
+        if copies == 1:  # nothing is copied, in either direction
+            only = ({name: x.squeeze(0) for name, x in part.items()} for part in (parameters, inputs))
+            return self.one(*only).unsqueeze(0)
+        given, of = ({name: x.unbind() for name, x in part.items()} for part in (parameters, inputs))
+        return torch.stack([self.one(_nth(given, number), _nth(of, number)) for number in range(copies)])
+
+    def one(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
+        """Outputs [B, C] of one copy, name → [*shape], for name → [B, ...]."""
+        outputs: Tensor = functional_call(self.network, dict(parameters), (inputs,))
+        return outputs
+
+
+class Vmapped(Replicas):
+    """All copies by `torch.func.vmap`: a convolution becomes one in as many groups as there are copies."""
+
+    engine = "vmap"
+
+    def __init__(self, network: Network) -> None:
+        self.seen = _Seen()
+        self.network = _bare(network, self.seen, native=False)
+        # On a CPU as many as stay in its cache, on a GPU as many as there are.
+        self.at_once = AT_ONCE if next(network.parameters()).device.type == "cpu" else None
+
+    def computed(self, parameters: Parameters, inputs: Inputs) -> Tensor:
+        """Outputs [R, B, C]."""
+        outputs: Tensor = vmap(self.one, randomness="different")(parameters, dict(inputs))
+        return outputs
+
+
+class Mixed(Replicas):
+    """On a CPU: vmap for few examples to a copy, which cost more calls than numbers; more of them copy by copy."""
+
+    engine = "mixed"
+
+    def __init__(self, network: Network, examples: Sequence[int]) -> None:
+        super().__init__(network)
+        self.vmapped = Vmapped(network)
+        if examples and min(examples) <= FEW:
+            self.at_once = AT_ONCE if max(examples) <= SOME else AT_ONCE // 2
+
+    def outputs(
+        self, parameters: Parameters, inputs: Inputs, reference: Inputs | None = None, dropout: bool = False
+    ) -> Tensor:
+        """Outputs [R, B, C]."""
+        copies, examples = next(iter(inputs.values())).shape[:2]
+        compute = self.vmapped.outputs if copies > 1 and examples <= FEW else super().outputs
+        return compute(parameters, inputs, reference, dropout)
+
+
+class Batched(Replicas):
+    """All copies of a chain of affine maps, norms and elementwise functions, by one product of matrices a layer."""
+
+    engine = "batched"
+    at_once = None
+
+    def __init__(self, network: Network) -> None:
+        super().__init__(network)
+        self.chain = chain_of(self.network)
+
+    def computed(self, parameters: Parameters, inputs: Inputs) -> Tensor:
+        """Outputs [R, B, C]."""
+        rows = [values.flatten(2) for values in inputs.values()]
+        hidden = rows[0] if len(rows) == 1 else torch.cat(rows, 2)
+        for name, module in self.chain:
+            weight, bias = parameters.get(f"{name}.weight"), parameters.get(f"{name}.bias")
+            match module:
+                case nn.Linear():
+                    hidden = _affine(hidden, weight, bias)
+                case nn.LayerNorm():
+                    hidden = _scaled(F.layer_norm(hidden, module.normalized_shape, eps=module.eps), weight, bias)
+                case _Normalised():
+                    hidden = _scaled(normalised(hidden, self.seen.first, (1,), module.eps), weight, bias)
+                case _:
+                    hidden = module(hidden)
+        return hidden
+
+
+def _affine(rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """rows [R, B, in], weight [R, out, in], bias [R, out] → [R, B, out]."""
+    assert weight is not None
+    if bias is None:
+        return torch.bmm(rows, weight.transpose(1, 2))
+    return torch.baddbmm(bias.unsqueeze(1), rows, weight.transpose(1, 2))
+
+
+def _scaled(rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    """rows [R, B, F] times and plus a row of each copy, [R, F], where it has one."""
+    rows = rows if weight is None else rows * weight.unsqueeze(1)
+    return rows if bias is None else rows + bias.unsqueeze(1)
+
+
+SERVED = (
+    nn.Linear, nn.LayerNorm, _Normalised,
+    nn.ReLU, nn.Tanh, nn.Softplus, nn.GELU, nn.Sigmoid, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Dropout, nn.Identity,
+)  # fmt: skip
+
+ENGINES: dict[str, type[Replicas]] = {"loop": Replicas, "batched": Batched, "vmap": Vmapped}
+
+
+def _is_served(module: nn.Module) -> bool:
+    return isinstance(module, SERVED) and not (isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1)
+
+
+def make_replicas(network: Network, engine: Engine = "auto", examples: int | Sequence[int] = ()) -> Replicas:
+    """Copies of `network`, computed by `engine`; `auto` takes the fastest for its layers, device and sizes.
+
+    `examples`: how many to a copy there will be in each of the calls that are differentiated together. Raises Unsuited
+    where the engine does not serve the network.
+    """
+    if engine != "auto":
+        return ENGINES[engine](network)
+    try:
+        return Batched(network)
+    except Unsuited:
+        on_cpu = next(network.parameters()).device.type == "cpu"
+        sizes = [examples] if isinstance(examples, int) else examples
+        return Mixed(network, sizes) if on_cpu else Vmapped(network)
+
+
+def chain_of(network: Network) -> list[tuple[str, nn.Module]]:
+    """(name, module) of the layers in the order of their calls, for a network that is nothing but a chain of them.
+
+    A trial tells: the first layer reads the flattened inputs, each other one the very output of that before it, and
+    the last gives the network's outputs. Raises Unsuited for all other networks.
+    """
+    calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+    leaves = {name: module for name, module in network.named_modules() if not list(module.children())}
+    refusal = Unsuited("engine: batched serves chains of linear layers, norms and activations (mlp, linear); use auto")
+    if not hasattr(network, "recipe") or not all(map(_is_served, leaves.values())):
+        raise refusal
+    hooks = [
+        module.register_forward_hook(lambda module, given, got, name=name: calls.append((name, module, given[0], got)))
+        for name, module in leaves.items()
+    ]
+    example = next(network.parameters())
+    shapes = Spec.from_dict(network.recipe["spec"]).inputs
+    inputs = {name: example.new_full((2, *shape), 0.5) for name, shape in shapes.items()}
+    with torch.no_grad():
+        outputs = network(inputs)
+    for hook in hooks:
+        hook.remove()
+    rows = torch.cat([values.flatten(1) for values in inputs.values()], 1)
+    links = [given is before for (_, _, given, _), (_, _, _, before) in zip(calls[1:], calls, strict=False)]
+    owned = {f"{name}.{own}" for name, module, _, _ in calls for own, _ in module.named_parameters()}
+    whole = owned == {name for name, _ in network.named_parameters()}
+    if not whole or not calls or not all(links) or not torch.equal(calls[0][2], rows) or calls[-1][3] is not outputs:
+        raise refusal
+    return [(name, module) for name, module, _, _ in calls]
+
+
+def has_batch_norm(network: nn.Module) -> bool:
+    """Does an output depend on the other examples beside it?"""
+    return any(isinstance(module, _BatchNorm) for module in network.modules())
+
+
+def _nth(values: Mapping[str, Sequence[Tensor]], index: int) -> dict[str, Tensor]:
+    return {name: value[index] for name, value in values.items()}
