@@ -26,8 +26,8 @@ Parameters = dict[str, Tensor]
 Inputs = Mapping[str, Tensor]
 Engine = Literal["auto", "loop", "batched", "vmap"]
 
-# On a CPU, by benchmarks/meta.py: up to FEW examples to a copy vmap beats the loop, AT_ONCE copies at a time; where the
-# other calls have at most SOME, which stay in the cache meanwhile. A GPU computes all copies at once.
+# On a CPU, by benchmarks/meta.py: up to FEW examples to a copy vmap beats the loop, AT_ONCE copies at a time; half as
+# many where other calls have more than SOME, which leave the cache meanwhile. A GPU computes all copies at once.
 AT_ONCE, FEW, SOME = 8, 10, 30
 
 
@@ -168,7 +168,8 @@ class Mixed(Replicas):
     def __init__(self, network: Network, examples: Sequence[int]) -> None:
         super().__init__(network)
         self.vmapped = Vmapped(network)
-        self.at_once = AT_ONCE if examples and min(examples) <= FEW and max(examples) <= SOME else 1
+        if examples and min(examples) <= FEW:
+            self.at_once = AT_ONCE if max(examples) <= SOME else AT_ONCE // 2
 
     def outputs(
         self, parameters: Parameters, inputs: Inputs, reference: Inputs | None = None, dropout: bool = False
@@ -233,11 +234,11 @@ def _is_served(module: nn.Module) -> bool:
     return isinstance(module, SERVED) and not (isinstance(module, nn.LayerNorm) and len(module.normalized_shape) > 1)
 
 
-def make_replicas(network: Network, engine: Engine = "auto", examples: Sequence[int] = ()) -> Replicas:
+def make_replicas(network: Network, engine: Engine = "auto", examples: int | Sequence[int] = ()) -> Replicas:
     """Copies of `network`, computed by `engine`; `auto` takes the fastest for its layers, device and sizes.
 
-    `examples`: how many to a copy there will be in the calls that are differentiated together. Raises Unsuited where
-    the engine does not serve the network.
+    `examples`: how many to a copy there will be in each of the calls that are differentiated together. Raises Unsuited
+    where the engine does not serve the network.
     """
     if engine != "auto":
         return ENGINES[engine](network)
@@ -245,7 +246,8 @@ def make_replicas(network: Network, engine: Engine = "auto", examples: Sequence[
         return Batched(network)
     except Unsuited:
         on_cpu = next(network.parameters()).device.type == "cpu"
-        return Mixed(network, examples) if on_cpu else Vmapped(network)
+        sizes = [examples] if isinstance(examples, int) else examples
+        return Mixed(network, sizes) if on_cpu else Vmapped(network)
 
 
 def chain_of(network: Network) -> list[tuple[str, nn.Module]]:
