@@ -208,6 +208,22 @@ def test_gradients_are_counted(play):
     assert played.budget.counts == {"samples": 40, "updates": 1, "gradients": 2 * 26}
 
 
+@pytest.mark.parametrize("model", ["mlp", "batch", "conv4", "group", "cnn", "linear"])
+def test_every_kind_of_network(play, model):
+    played = start(play, "view.shots=3", "method.eval_steps=10", "method.inner_lr=0.01", model=model).go()
+    found = played.evaluate("test")
+    assert found["accuracy"] > found["accuracy/step0"]
+
+
+@pytest.mark.parametrize("memory", ["kept", "fresh"])
+def test_evaluation_tasks_do_not_know_what_is_measured_beside_them(play, memory):
+    words = ("view.shots=3", "method.eval_batch_size=4", f"method.inner_memory={memory}", "precision=float64")
+    played = start(play, *words, "view.train_shots=2").go()
+    whole = played.method.predictions(played.view.fixed("test", 0, 8))
+    few = [played.method.predictions(played.view.fixed("test", *part)) for part in ((0, 3), (3, 8))]
+    torch.testing.assert_close(torch.cat(few, 1), whole, rtol=1e-9, atol=1e-12)
+
+
 class TestRefusals:
     def test_more_classes_in_training(self, play):
         line = refused(play, *few_shot("reptile", "mlp", "view.train_ways=10"))
@@ -216,3 +232,16 @@ class TestRefusals:
     def test_an_engine_that_does_not_serve_the_model(self, play):
         line = refused(play, *few_shot("reptile", "conv4", "method.engine=batched"))
         assert line.startswith("method.engine: batched serves chains")
+
+    @pytest.mark.parametrize(("key", "size"), [("inner_batch_size", 4), ("eval_batch_size", 1)])
+    def test_one_example_alone_before_a_batch_norm(self, play, key, size):
+        line = refused(play, *few_shot("reptile", "batch", f"method.{key}={size}"))
+        assert line == (
+            f"method.{key}: leaves one of 5 support examples alone, of which a batch norm has no statistics; "
+            f"use method.{key}=null, or model.norm=layer"
+        )
+
+    def test_a_single_example_before_a_batch_norm(self, play):
+        words = ("dataset=sinusoid", "view=episodes_regression", "view.shots=1", "model=mlp", "model.norm=batch")
+        line = refused(play, "method=reptile", *words)
+        assert "use view.shots of at least 2, or model.norm=layer" in line

@@ -35,16 +35,30 @@ class FinetuningSettings:
 
 
 def copies_of(network: Network, config: FinetuningSettings, examples: int) -> Replicas:
-    """Copies of the network for at most so many examples to a copy, by the engine asked for."""
+    """Copies of the network, by the engine asked for, for so many support examples to a copy in an update."""
     try:
-        return make_replicas(network, config.engine, examples)
+        return make_replicas(network, config.engine, [examples])
     except Unsuited as error:
         raise ConfigError(f"method.{error}") from None
 
 
 def tested_copies_of(network: Network, config: FinetuningSettings, view: Episodes) -> Replicas:
     """Those for evaluation tasks."""
-    return copies_of(network, config, (view.ways or 1) * max(view.shots, view.queries))
+    support = (view.ways or 1) * view.shots
+    return copies_of(network, config, min(support, config.eval_batch_size or support))
+
+
+def check_batches(network: Network, key: str, size: int | None, examples: int) -> None:
+    """Refuse batches of the support set, of so many examples, in which a batch norm over rows meets one alone."""
+    size = examples if size is None else min(size, examples)
+    if size > 1 and examples % size != 1:
+        return
+    if any(isinstance(module, nn.BatchNorm1d) for module in network.modules()):
+        remedy = "use view.shots of at least 2" if examples == 1 else f"use method.{key}=null"
+        raise ConfigError(
+            f"method.{key}: leaves one of {examples} support examples alone, of which a batch norm has no statistics; "
+            f"{remedy}, or model.norm=layer"
+        )
 
 
 def inner_optimiser(parameters: Iterable[nn.Parameter], config: FinetuningSettings) -> Optimiser:

@@ -29,7 +29,8 @@ class Settings(MetaSettings):
 class MatchingNetworks(MetricLearner):
     """Equation 1: P(y | x, S) = Σ_i a(x, x_i) 1[y_i = y], attention by the cosine of embeddings over the support set.
 
-    The network learns f' = g'. With `full_context` two LSTMs make f(x, S) and g(x_i, S) of them (appendix A).
+    The network learns f' = g'. With `full_context` two LSTMs make f(x, S) and g(x_i, S) of them (appendix A); the
+    network that a run leaves to others is f' alone.
     """
 
     settings = Settings

@@ -15,7 +15,7 @@ from advml.contracts import At, Batch, Classes, Context, Needs, Network, Spec, S
 from advml.data.episodes import Tasks
 from advml.errors import ConfigError
 from advml.methods.meta.common import MetaLearner
-from advml.methods.meta.finetuning import FinetuningSettings, fine_tuned, moments, tested_copies_of
+from advml.methods.meta.finetuning import FinetuningSettings, check_batches, fine_tuned, moments, tested_copies_of
 from advml.methods.meta.metric import features_of
 from advml.nn.losses import make_loss
 from advml.nn.optimisers import make_optimiser
@@ -74,6 +74,7 @@ class PretrainFinetune(MetaLearner):
             name: self.network.get_parameter(name) if not name.startswith("head.") else value
             for name, value in adapted.named_parameters()
         }
+        check_batches(adapted, "eval_batch_size", self.config.eval_batch_size, (self.view.ways or 1) * self.view.shots)
         self.tested = tested_copies_of(adapted, self.config, self.view)
 
     def step(self, at: At) -> Step:

@@ -21,7 +21,7 @@ class Settings(MetaSettings):
 class PrototypicalNetworks(MetricLearner):
     """Equations 1 and 2: p(y = k | x) = softmax_k(−d(f(x), c_k)), c_k the mean of f over class k of the support set.
 
-    The network learns f, over tasks of `view.train_ways` classes: better of more than in evaluation (section 3.1).
+    The network learns f, over tasks of `view.train_ways` classes: better of more than in evaluation (section 2.6).
     """
 
     settings = Settings
