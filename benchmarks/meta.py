@@ -1,6 +1,7 @@
 """The gradient of one MAML meta-iteration: ours against TorchOpt, higher and a loop over tasks.
 
-    python benchmarks/meta.py                 all that is installed; pip install torchopt higher
+    python benchmarks/meta.py                 beside all that is installed: pip install torchopt higher
+    python benchmarks/meta.py --compile       also ours compiled (method.compile=true), on sine waves: minutes more
 
 Settings: a perceptron 1-40-40-1 on 25 tasks of 10 points (sine waves), 1 and 5 inner steps of rate 0.01; and MAML's
 Omniglot network (4 blocks of 64 channels, stride 2, batch norm by the batch at hand) on 5-way 1-shot tasks, one inner
@@ -46,12 +47,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=15, help="of each way on sine waves; images have a third")
     parser.add_argument("--image-tasks", type=int, default=32, help="tasks of images in a meta-iteration (MAML: 32)")
     parser.add_argument("--only", choices=["sine", "images"], default=None)
+    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(machine())
     if options.only != "images":
         for steps in (1, 5):
-            compare(f"sine waves, {steps} inner step(s)", sines(steps), options.repeats)
+            compare(f"sine waves, {steps} inner step(s)", sines(steps), options.repeats, options.compile)
     if options.only != "sine":
         for queries in (1, 15):
             setting = images(queries, options.image_tasks)
@@ -112,14 +114,14 @@ def loss_of(outputs: Tensor, target: Tensor) -> Tensor:
 # --- the ways -----------------------------------------------------------------------------------------------------
 
 
-def ours(setting: Setting, engine: str = "auto") -> Gradients:
+def ours(setting: Setting, compiled: bool = False) -> Gradients:
     """The method as it is shipped, at the setting given; the optimiser's step and the drawing of tasks left out."""
     learner = Maml()
     view = SimpleNamespace(
         spec=setting.spec, ways=setting.shape.ways, shots=setting.shape.shots,
         config=SimpleNamespace(shape=lambda split: setting.shape),
     )  # fmt: skip
-    config = replace(setting.settings, engine=engine)
+    config = replace(setting.settings, compile=compiled)
     context: Any = SimpleNamespace(settings=config, data=view, build=lambda: copy.deepcopy(setting.network))
     learner.setup(context)
 
@@ -206,9 +208,11 @@ def fresh(setting: Setting) -> Network:
 # --- the comparison -----------------------------------------------------------------------------------------------
 
 
-def compare(title: str, setting: Setting, repeats: int) -> None:
+def compare(title: str, setting: Setting, repeats: int, compiled: bool = False) -> None:
     """Check that all ways agree, time them and print the ratios."""
     ways: dict[str, Callable[[Setting], Gradients]] = {"ours": ours, "loop": loop}
+    if compiled:
+        ways["compiled"] = lambda setting: ours(setting, compiled=True)
     for name, way, module in (("TorchOpt", torchopt_way, "torchopt"), ("higher", higher_way, "higher")):
         try:
             __import__(module)
