@@ -107,11 +107,14 @@ class Spec:
 
     `groups`: name → number of classes, where the classes fall into named groups, each following the one before it
     (the parts of a series, alphabets). No part of the shape: two specs may be equal without it.
+    `tokens`: input → size of its vocabulary, for inputs that are not measured but named: characters, words. They are
+    stored and passed on as whole numbers of any type, without preparation; a network reads them by an embedding.
     """
 
     inputs: Mapping[str, tuple[int, ...]]
     target: Target
     groups: Mapping[str, int] = field(default_factory=dict, compare=False)
+    tokens: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def outputs(self) -> int:
@@ -128,7 +131,9 @@ class Spec:
         """Plain lists and numbers, for files; `from_dict` is its inverse."""
         kind = type(self.target).__name__
         detail = list(self.target.shape) if isinstance(self.target, Real) else getattr(self.target, "count", None)
-        return {"inputs": {name: list(shape) for name, shape in self.inputs.items()}, "target": [kind, detail]}
+        inputs = {name: list(shape) for name, shape in self.inputs.items()}
+        tokens = {"tokens": dict(self.tokens)} if self.tokens else {}
+        return {"inputs": inputs, "target": [kind, detail], **tokens}
 
     @staticmethod
     def from_dict(plain: Mapping[str, Any]) -> Spec:
@@ -139,7 +144,8 @@ class Spec:
             targets = {"Real": Real(tuple(detail))} if kind == "Real" else {
                 "Classes": Classes(detail), "Tokens": Tokens(detail)
             }
-        return Spec({name: tuple(shape) for name, shape in plain["inputs"].items()}, targets[kind])
+        inputs = {name: tuple(shape) for name, shape in plain["inputs"].items()}
+        return Spec(inputs, targets[kind], tokens=dict(plain.get("tokens", {})))
 
 
 class Prepare(Protocol):
@@ -158,7 +164,8 @@ class Prepare(Protocol):
 
 
 class Batch(NamedTuple):
-    """What a network is trained on: inputs name → [B, ...] floating, target [B] int64 or [B, ...] floating.
+    """What a network is trained on: inputs name → [B, ...] floating (tokens: whole numbers), target [B] int64 or
+    [B, ...] floating.
 
     `mask`: which outputs are active, bool [C] or, where examples differ, [B, C]; None = all.
     """
@@ -254,9 +261,11 @@ class Network(nn.Module):
 
     Subclasses declare `settings` (a frozen dataclass) and set `head`; `check` says why a spec cannot be served.
     `recipe` is what rebuilds the network: its settings and spec as plain data, set by whoever builds it.
+    `reads_tokens`: can inputs be tokens? If not, such data sets are refused without asking `check`.
     """
 
     settings: ClassVar[type]
+    reads_tokens: ClassVar[bool] = False
     head: nn.Module
     recipe: Mapping[str, Any]
 

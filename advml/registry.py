@@ -49,6 +49,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "cifar10": "advml.data.cifar:Cifar10",
         "omniglot": "advml.data.omniglot:Omniglot",
         "series": "advml.data.series:Series",
+        "shakespeare": "advml.data.shakespeare:Shakespeare",
     },
     "view": {
         "plain": "advml.data.plain:Plain",
@@ -60,6 +61,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "mlp": "advml.models.mlp:Mlp",
         "cnn": "advml.models.cnn:Cnn",
         "conv4": "advml.models.conv4:Conv4",
+        "char_lstm": "advml.models.char_lstm:CharLstm",
         "run": "advml.models.run:FromRun",
     },
 }
