@@ -50,10 +50,12 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "omniglot": "advml.data.omniglot:Omniglot",
         "series": "advml.data.series:Series",
         "shakespeare": "advml.data.shakespeare:Shakespeare",
+        "leaf": "advml.data.leaf:Leaf",
     },
     "view": {
         "plain": "advml.data.plain:Plain",
         "stream": "advml.data.stream:Stream",
+        "clients": "advml.data.clients:Clients",
     },
     "model": {
         "none": "advml.models.none:NoModel",
