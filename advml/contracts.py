@@ -107,8 +107,7 @@ class Spec:
 
     `groups`: name → number of classes, where the classes fall into named groups, each following the one before it
     (the parts of a series, alphabets). No part of the shape: two specs may be equal without it.
-    `tokens`: input → size of its vocabulary, for inputs that are not measured but named: characters, words. They are
-    stored and passed on as whole numbers of any type, without preparation; a network reads them by an embedding.
+    `tokens`: input → size of its vocabulary, where inputs are whole numbers that stand for characters or words.
     """
 
     inputs: Mapping[str, tuple[int, ...]]
@@ -131,21 +130,17 @@ class Spec:
         """Plain lists and numbers, for files; `from_dict` is its inverse."""
         kind = type(self.target).__name__
         detail = list(self.target.shape) if isinstance(self.target, Real) else getattr(self.target, "count", None)
-        inputs = {name: list(shape) for name, shape in self.inputs.items()}
-        tokens = {"tokens": dict(self.tokens)} if self.tokens else {}
-        return {"inputs": inputs, "target": [kind, detail], **tokens}
+        plain = {"inputs": {name: list(shape) for name, shape in self.inputs.items()}, "target": [kind, detail]}
+        return plain | ({"tokens": dict(self.tokens)} if self.tokens else {})
 
     @staticmethod
     def from_dict(plain: Mapping[str, Any]) -> Spec:
         """The Spec that `to_dict` wrote."""
         kind, detail = plain["target"]
-        targets: dict[str, Target] = {"Nothing": Nothing()}
-        if detail is not None:
-            targets = {"Real": Real(tuple(detail))} if kind == "Real" else {
-                "Classes": Classes(detail), "Tokens": Tokens(detail)
-            }
+        counted: dict[str, type[Classes | Tokens]] = {"Classes": Classes, "Tokens": Tokens}
+        target = Nothing() if detail is None else Real(tuple(detail)) if kind == "Real" else counted[kind](detail)
         inputs = {name: tuple(shape) for name, shape in plain["inputs"].items()}
-        return Spec(inputs, targets[kind], tokens=dict(plain.get("tokens", {})))
+        return Spec(inputs, target, tokens=plain.get("tokens", {}))
 
 
 class Prepare(Protocol):
@@ -164,8 +159,7 @@ class Prepare(Protocol):
 
 
 class Batch(NamedTuple):
-    """What a network is trained on: inputs name → [B, ...] floating (tokens: whole numbers), target [B] int64 or
-    [B, ...] floating.
+    """What a network is trained on: inputs name → [B, ...] floating or tokens, target [B] int64 or [B, ...] floating.
 
     `mask`: which outputs are active, bool [C] or, where examples differ, [B, C]; None = all.
     """
@@ -261,11 +255,10 @@ class Network(nn.Module):
 
     Subclasses declare `settings` (a frozen dataclass) and set `head`; `check` says why a spec cannot be served.
     `recipe` is what rebuilds the network: its settings and spec as plain data, set by whoever builds it.
-    `reads_tokens`: can inputs be tokens? If not, such data sets are refused without asking `check`.
     """
 
     settings: ClassVar[type]
-    reads_tokens: ClassVar[bool] = False
+    reads_tokens: ClassVar[bool] = False  # if not, data sets with tokens are refused without asking `check`
     head: nn.Module
     recipe: Mapping[str, Any]
 

@@ -107,7 +107,7 @@ class Leaf:
         try:
             values = torch.tensor(x, dtype=torch.float32)
         except (TypeError, ValueError, RuntimeError):
-            raise AdvmlError(f"leaf: {where}: inputs are no numbers, or not equally many (texts: give alphabet)") from None
+            raise AdvmlError(f"leaf: {where}: inputs are no numbers, or not equally many") from None
         if values.numel() != len(x) * size:
             each = values.numel() // max(1, len(x))
             raise AdvmlError(f"leaf: {where}: inputs of {each} numbers do not make {list(shape)} (dataset.shape)")
