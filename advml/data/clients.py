@@ -179,7 +179,7 @@ def _owners(
         return _owners_by_group(parts, settings, rng)
     clients = settings.clients
     assert clients is not None
-    train = _owners_of_train(parts["train"], clients, settings, rng)
+    train = _owners_of_train(parts["train"], spec.outputs, clients, settings, rng)
     # Real targets are of one kind: each client gets its share of all.
     labels = spec.outputs if isinstance(spec.target, Classes) else 1
     target = {name: _labels(part.target) for name, part in parts.items()}
@@ -190,7 +190,7 @@ def _owners(
     return {"train": train, **held_out}, clients
 
 
-def _owners_of_train(train: Split, clients: int, settings: ClientsSettings, rng: Rng) -> Tensor:
+def _owners_of_train(train: Split, classes: int, clients: int, settings: ClientsSettings, rng: Rng) -> Tensor:
     generator, examples, alpha = rng("clients", "train"), len(train), settings.alpha
     if clients * (settings.shards if settings.partition == "shards" else 1) > examples:
         what = f" of {settings.shards} shards" if settings.partition == "shards" else ""
@@ -203,7 +203,7 @@ def _owners_of_train(train: Split, clients: int, settings: ClientsSettings, rng:
     if settings.partition == "dirichlet":
         return partition.label_skew(train.target, clients, alpha, settings.least, settings.balancing, generator)
     if settings.partition == "labels":
-        return partition.fixed_labels(train.target, clients, settings.labels, generator)
+        return partition.fixed_labels(train.target, classes, clients, settings.labels, generator)
     if settings.partition == "quantity":
         return partition.quantity_skew(examples, clients, alpha, settings.least, generator)
     return partition.iid(examples, clients, generator)

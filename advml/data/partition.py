@@ -48,8 +48,8 @@ def label_skew(
     totals = target.bincount()
 
     def drawn() -> Tensor:
-        shares = dirichlet(alpha, len(totals), clients, generator)
-        return _balanced(shares, totals) if balancing else cut(shares, totals)
+        log_weights = log_gamma(alpha, len(totals), clients, generator)
+        return _balanced(log_weights, totals) if balancing else cut(log_weights.softmax(1), totals)
 
     counts = _with_least(drawn, least, len(target), clients, alpha)
     return dealt(target, counts, generator)
@@ -61,19 +61,22 @@ def quantity_skew(examples: int, clients: int, alpha: float, least: int, generat
     Drawn again until each client has `least` examples; ConfigError where that does not come about.
     """
     total = torch.tensor([examples])
-    sizes = _with_least(lambda: cut(dirichlet(alpha, 1, clients, generator), total), least, examples, clients, alpha)
+
+    def drawn() -> Tensor:
+        return cut(log_gamma(alpha, 1, clients, generator).softmax(1), total)
+
+    sizes = _with_least(drawn, least, examples, clients, alpha)
     return _placed(torch.randperm(examples, generator=generator), sizes[0])
 
 
-def fixed_labels(target: Tensor, clients: int, each: int, generator: torch.Generator) -> Tensor:
-    """Exactly `each` labels for each client; a label's examples are dealt evenly to the clients that have it.
+def fixed_labels(target: Tensor, labels: int, clients: int, each: int, generator: torch.Generator) -> Tensor:
+    """Exactly `each` of `labels` C for each client; a label's examples are dealt evenly to the clients that have it.
 
     Li et al. 2022, "#C = c": client k has label k mod C, its other labels are drawn. Where there are fewer clients
-    than labels, client k also has the labels k + K, k + 2K, …, so that each label has a client. Raises ConfigError
-    where a label has fewer examples than clients.
+    than labels, client k also has the labels k + K, k + 2K, …, so that each label has a client if K · `each` ≥ C.
+    Raises ConfigError where a label has fewer examples than clients.
     """
-    totals = target.bincount()
-    labels = len(totals)
+    totals = target.bincount(minlength=labels)
     client, label = torch.arange(clients).unsqueeze(1), torch.arange(labels)
     must = (client % labels == label) | (label % clients == client)
     drawn = torch.rand(clients, labels, generator=generator) + must
@@ -140,16 +143,15 @@ def even(total: int, parts: int) -> Tensor:
     return total // parts + (torch.arange(parts) < total % parts).long()
 
 
-def dirichlet(alpha: float, rows: int, columns: int, generator: torch.Generator) -> Tensor:
-    """Draws from Dirichlet(α, …, α), float64 [rows, columns], of any α > 0.
+def log_gamma(alpha: float, rows: int, columns: int, generator: torch.Generator) -> Tensor:
+    """Logarithms of Gamma(α) variables, float64 [rows, columns]: the softmax of a row is Dirichlet(α, …, α).
 
-    A Dirichlet is Gamma(α) variables over their sum, and Gamma(α) = Gamma(α + 1) · U^(1/α). In logarithms, since for a
-    small α all of them may be below the smallest number that a float holds.
+    By Gamma(α) = Gamma(α + 1) · U^(1/α); for a small α the variables themselves are below the smallest float.
     """
     shape = torch.full((rows, columns), alpha + 1, dtype=torch.float64)
-    log_gamma = torch._standard_gamma(shape, generator=generator).log()
+    above = torch._standard_gamma(shape, generator=generator).log()
     minus_log_u = torch.empty_like(shape).exponential_(generator=generator)
-    return (log_gamma - minus_log_u / alpha).softmax(1)
+    return above - minus_log_u / alpha
 
 
 def cut(shares: Tensor, totals: Tensor, offset: Tensor | float = 0.5) -> Tensor:
@@ -185,16 +187,15 @@ def _by_label(target: Tensor, generator: torch.Generator) -> Tensor:
     return shuffled[target[shuffled].argsort(stable=True)]
 
 
-def _balanced(shares: Tensor, totals: Tensor) -> Tensor:
+def _balanced(log_weights: Tensor, totals: Tensor) -> Tensor:
     """Label after label, cut by the shares of those clients alone that have fewer than N / K examples so far."""
-    clients, examples = shares.shape[1], int(totals.sum())
-    counts = torch.zeros(shares.shape, dtype=torch.int64)
+    clients, examples = log_weights.shape[1], int(totals.sum())
+    counts = torch.zeros(log_weights.shape, dtype=torch.int64)
     for label, total in enumerate(totals):
-        unfilled = counts.sum(0) * clients < examples
-        open_shares = shares[label] * unfilled
-        if not bool(open_shares.sum() > 0):  # all that was left is below the smallest float
-            open_shares = unfilled.double()
-        counts[label] = cut((open_shares / open_shares.sum()).unsqueeze(0), total.unsqueeze(0))[0]
+        if total:  # otherwise all may be full, and there is nothing to deal
+            full = counts.sum(0) * clients >= examples
+            shares = log_weights[label].masked_fill(full, float("-inf")).softmax(0)
+            counts[label] = cut(shares.unsqueeze(0), total.unsqueeze(0))[0]
     return counts
 
 
