@@ -288,7 +288,7 @@ def _table(target: Tensor, owned: Sequence[Tensor], spec: Spec) -> Tensor | None
 
 
 def _described(splits: Splits, settings: ClientsSettings, shares: Mapping[SplitName, Shares]) -> dict[str, Any]:
-    """Settings that matter, and of each client: how many examples, of which labels, and a hash of which they are.
+    """The settings that matter, and of each client: how many examples, of which labels, and a hash of which they are.
 
     A client's labels are a text, "3:270 7:270": a line of data.json each, however many there are.
     """
@@ -300,7 +300,7 @@ def _described(splits: Splits, settings: ClientsSettings, shares: Mapping[SplitN
     chosen = {"partition": settings.partition, "shift": settings.shift} | {key: getattr(settings, key) for key in keys}
     owned = shares["train"].owned
     counts = _table(splits.train.target, owned, splits.spec)
-    described: dict[str, Any] = {"count": len(owned), **chosen}
+    described: dict[str, Any] = {"count": len(owned), "settings": chosen}
     described |= {name: [len(index) for index in part.owned] for name, part in shares.items()}
     if counts is not None:
         described["labels"] = [

@@ -148,7 +148,7 @@ def _facts(run: RunFolder, state: str, bundle: Mapping[str, Any], trained: Train
 
 def _output_shape(trained: Trained) -> tuple[int, ...]:
     with torch.no_grad():
-        outputs: Tensor = trained(*_raw(trained, trained.network.recipe["spec"]["inputs"].values(), 2))
+        outputs: Tensor = trained(*_raw(trained, 2))
     return tuple(outputs.shape[1:])
 
 
