@@ -108,7 +108,7 @@ def test_groups_are_clients():
             assert getattr(view, name).group[index].unique().tolist() == [client]
     fewer = clients(partition="groups", clients=3)
     held = [fewer.train.group[index].unique().tolist() for index in fewer.owned]
-    assert sorted(sum(held, [])) == list(range(7))
+    assert sorted(group for groups in held for group in groups) == list(range(7))
     assert sorted(map(len, held)) == [2, 2, 3]
     for client, index in enumerate(fewer.owned_test):
         assert fewer.test.group[index].unique().tolist() == held[client]
@@ -335,7 +335,7 @@ def test_what_the_examples_do_not_suffice_for(changes, message):
 def test_groups_that_there_are_not():
     splits = divided()
     splits = replace(splits, train=replace(splits.train, group=None))
-    with pytest.raises(ConfigError, match="view.partition=groups: needs a data set that says whose each example is"):
+    with pytest.raises(ConfigError, match=r"view.partition=groups: needs a data set that says whose each"):
         clients(splits, partition="groups", clients=None)
 
 
