@@ -1,6 +1,7 @@
 """Tiny Shakespeare: a made play for what is done with a text, the real one for the facts."""
 
 import hashlib
+import re
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from advml.contracts import Classes, Spec
 from advml.data import files
 from advml.data.shakespeare import VOCABULARY, Shakespeare, ShakespeareSettings, by_role, encode, sequences
 from advml.errors import AdvmlError, ConfigError
+from advml.runner.fit import check_fit
 from advml.runner.run import load_view
 
 PLAY = """First Witch:
@@ -144,7 +146,7 @@ def test_other_ends_of_lines_are_the_same_text(data_dir, made, make_source):
 @pytest.mark.parametrize(
     ("spoil", "fault"),
     [
-        (lambda text: text[:-20], "is not the right file: it has 236 characters, the official text 256"),
+        (lambda text: text[:-20], f"is not the right file: it has {len(PLAY) - 20} characters, the official text {len(PLAY)}"),
         (lambda text: text.replace("rain", "sun!"), "is not the right file: its text differs"),
         (lambda text: "", "is not the right file: it has 0 characters"),
         (lambda text: "Žofie:\nno\n", "is not the right file"),
@@ -167,6 +169,31 @@ def test_a_missing_file_is_one_line_with_the_remedy(tmp_path, made, make_source)
         made().load(make_source(tmp_path)[0])
 
 
+# --- who can read it ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", ["mlp", "linear", "cnn", "conv4"])
+def test_models_of_numbers_are_refused(model):
+    with pytest.raises(ConfigError) as caught:
+        check_fit(bind(compose(["dataset=shakespeare", f"model={model}"])[0]))
+    assert str(caught.value) == (
+        f"model={model}: reads numbers, but dataset=shakespeare gives text as tokens; use model=char_lstm"
+    )
+
+
+def test_a_model_of_tokens_is_refused_numbers():
+    check_fit(bind(compose(["dataset=shakespeare", "model=char_lstm"])[0]))
+    with pytest.raises(ConfigError, match=r"model=char_lstm: needs one input of tokens.* digits gives image \[1, 8, 8\]"):
+        check_fit(bind(compose(["dataset=digits", "model=char_lstm"])[0]))
+
+
+def test_a_stream_of_text_is_a_stream_of_tokens():
+    bound = bind(compose(["dataset=shakespeare", "model=char_lstm", "method=finetune"])[0])
+    check_fit(bound)
+    spec = bound.dataset.cls(bound.dataset.settings).spec()
+    assert bound.view.cls.view_spec(spec, bound.view.settings).tokens == {"text": 65}
+
+
 # --- the real file ------------------------------------------------------------------------------------------------
 
 
@@ -180,8 +207,9 @@ def test_shakespeare_is_shakespeare(real_data, split_values, make_source):
     play = (folder / "shakespeare" / "input.txt").read_text()
     assert sorted(set(play)) == list(VOCABULARY)
     roles = by_role(play)
+    assert set(roles) == {" ".join(name.upper().split()) for name in re.findall(r"(?:\A|(?<=\n\n))(.+):\n", play)}
     assert len(roles) == 302
-    assert sum(len(text) >= 2000 for text in roles.values()) == 99
+    assert sum(len(text) >= 2000 for text in roles.values()) == 100
     # Nothing is lost but names, and the empty lines between speeches: every line of the file is one or the other.
     lines = [line for line in play.split("\n") if line]
     spoken = [line for text in roles.values() for line in text.split("\n") if line]

@@ -5,6 +5,7 @@ from advml.contracts import Classes, Real, Spec
 from advml.models.build import build, from_recipe, rebuild
 
 TEXT = Spec({"text": (12,)}, Classes(65), tokens={"text": 65})
+NEED = "one input of tokens, such as dataset=shakespeare has"
 
 
 def lstm(weights, hidden, x):
@@ -25,8 +26,8 @@ def test_computes_what_the_equations_say(shipped):
     text = torch.randint(65, (3, 12))
     values = net.embedding.weight[text]
     for layer in range(2):
-        values = lstm([getattr(net.body, f"{name}_l{layer}") for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")],
-                      7, values)  # fmt: skip
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        values = lstm([getattr(net.body, f"{name}_l{layer}") for name in names], 7, values)
     torch.testing.assert_close(net.features({"text": text}), values[:, -1])
     torch.testing.assert_close(net({"text": text}), net.head(values[:, -1]))
 
@@ -48,9 +49,9 @@ def test_reads_tokens_of_any_type(shipped, dtype):
 @pytest.mark.parametrize(
     ("spec", "need"),
     [
-        (Spec({"image": (1, 8, 8)}, Classes(10)), "one input of tokens, such as dataset=shakespeare has"),
-        (Spec({"text": (12,)}, Classes(65)), "one input of tokens, such as dataset=shakespeare has"),
-        (Spec({"a": (3,), "b": (3,)}, Classes(2), tokens={"a": 9}), "one input of tokens, such as dataset=shakespeare has"),
+        (Spec({"image": (1, 8, 8)}, Classes(10)), NEED),
+        (Spec({"text": (12,)}, Classes(65)), NEED),
+        (Spec({"a": (3,), "b": (3,)}, Classes(2), tokens={"a": 9}), NEED),
         (Spec({"text": (3, 4)}, Classes(2), tokens={"text": 9}), "a sequence of tokens [length]"),
         (Spec({"text": (4,)}, Real((1,)), tokens={"text": 9}), "a data set with classes"),
     ],
