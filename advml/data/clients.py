@@ -19,7 +19,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from advml.config import CountFloat, PositiveFloat, PositiveInt, settings
+from advml.config import CountFloat, PositiveInt, settings
 from advml.contracts import Batch, Classes, Prepare, Real, Rng, Spec, Split, SplitName
 from advml.data import partition
 from advml.data.prepare import Affine, Rotate
@@ -39,7 +39,7 @@ class ClientsSettings:
     partition: Literal["iid", "shards", "dirichlet", "labels", "quantity", "groups"]
     shards: PositiveInt
     labels: PositiveInt
-    alpha: PositiveFloat
+    alpha: Annotated[float, Interval(ge=1e-6, le=1e6)]
     least: PositiveInt
     balancing: bool
     shift: Literal["none", "noise", "rotation"]

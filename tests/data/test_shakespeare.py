@@ -146,7 +146,7 @@ def test_other_ends_of_lines_are_the_same_text(data_dir, made, make_source):
 @pytest.mark.parametrize(
     ("spoil", "fault"),
     [
-        (lambda text: text[:-20], f"is not the right file: it has {len(PLAY) - 20} characters, the official text {len(PLAY)}"),
+        (lambda text: text[:-20], f"it has {len(PLAY) - 20} characters, the official text {len(PLAY)}"),
         (lambda text: text.replace("rain", "sun!"), "is not the right file: its text differs"),
         (lambda text: "", "is not the right file: it has 0 characters"),
         (lambda text: "Žofie:\nno\n", "is not the right file"),
@@ -183,7 +183,7 @@ def test_models_of_numbers_are_refused(model):
 
 def test_a_model_of_tokens_is_refused_numbers():
     check_fit(bind(compose(["dataset=shakespeare", "model=char_lstm"])[0]))
-    with pytest.raises(ConfigError, match=r"model=char_lstm: needs one input of tokens.* digits gives image \[1, 8, 8\]"):
+    with pytest.raises(ConfigError, match=r"model=char_lstm: needs one input of tokens.* gives image \[1, 8, 8\]"):
         check_fit(bind(compose(["dataset=digits", "model=char_lstm"])[0]))
 
 
