@@ -108,13 +108,8 @@ class Clients:
         shares: dict[SplitName, Shares] = {}
         for name, part in parts.items():
             seen = _seen(part, owners[name], clients, settings, rng, name)
-            whole = seen if name == "train" else part  # nobody asks for what no client trains on
+            whole = seen if name == "train" else part  # training examples that nobody sees would only take memory
             shares[name] = Shares(whole, seen, partition.held(owners[name], clients))
-        if empty := [number for number, index in enumerate(shares["train"].owned) if not len(index)]:
-            raise ConfigError(
-                f"view.clients={clients}: {len(empty):,} of them would have none of the {len(splits.train):,} training "
-                f"examples; use fewer clients"
-            )
         record = dict(splits.record) | {"clients": _described(splits, settings, shares)}
         return cls(shares, splits.spec, record)
 
