@@ -139,8 +139,8 @@ class Spec:
         kind, detail = plain["target"]
         counted: dict[str, type[Classes | Tokens]] = {"Classes": Classes, "Tokens": Tokens}
         target = Nothing() if detail is None else Real(tuple(detail)) if kind == "Real" else counted[kind](detail)
-        inputs = {name: tuple(shape) for name, shape in plain["inputs"].items()}
-        return Spec(inputs, target, tokens=plain.get("tokens", {}))
+        inputs, tokens = plain["inputs"], plain.get("tokens", {})
+        return Spec({name: tuple(shape) for name, shape in inputs.items()}, target, tokens=tokens)
 
 
 class Prepare(Protocol):
