@@ -212,5 +212,5 @@ def _with_least(drawn: Callable[[], Tensor], least: int, examples: int, clients:
             return counts
     raise ConfigError(
         f"view.least={least}: in {ATTEMPTS} draws with view.alpha={alpha:g} some of the {clients:,} clients always had "
-        f"fewer training examples; use a larger view.alpha, or fewer clients"
+        f"fewer training examples; use a larger view.alpha, a smaller view.least or fewer clients"
     )
