@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkab
 import torch
 from torch import Tensor, nn
 
+from advml.artifacts import Artifact
+
 # --- where a run stands -------------------------------------------------------------------------------------------
 
 Metrics = Mapping[str, "float | Tensor | None"]
@@ -105,8 +107,9 @@ Target = Classes | Real | Tokens | Nothing
 class Spec:
     """The shape of a problem: named inputs without the batch axis, and the target. Known without reading a file.
 
-    Beside the shape, and not compared: `groups`, name → number of classes that follow each other (parts of a series,
-    alphabets); `class_splits`, train, valid, test → its classes, where the source fixes it; `drawn`: no examples.
+    `tokens`: input → size of its vocabulary, where inputs are whole numbers that stand for characters or words.
+    Not compared: `groups`, name → number of classes that follow each other (parts of a series, alphabets);
+    `class_splits`, train, valid, test → its classes, where the source fixes it; `drawn`: no examples.
     """
 
     inputs: Mapping[str, tuple[int, ...]]
@@ -114,6 +117,7 @@ class Spec:
     groups: Mapping[str, int] = field(default_factory=dict, compare=False)
     class_splits: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False)
     drawn: bool = field(default=False, compare=False)
+    tokens: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def outputs(self) -> int:
@@ -130,18 +134,17 @@ class Spec:
         """Plain lists and numbers, for files; `from_dict` is its inverse."""
         kind = type(self.target).__name__
         detail = list(self.target.shape) if isinstance(self.target, Real) else getattr(self.target, "count", None)
-        return {"inputs": {name: list(shape) for name, shape in self.inputs.items()}, "target": [kind, detail]}
+        plain = {"inputs": {name: list(shape) for name, shape in self.inputs.items()}, "target": [kind, detail]}
+        return plain | ({"tokens": dict(self.tokens)} if self.tokens else {})
 
     @staticmethod
     def from_dict(plain: Mapping[str, Any]) -> Spec:
         """The Spec that `to_dict` wrote."""
         kind, detail = plain["target"]
-        targets: dict[str, Target] = {"Nothing": Nothing()}
-        if detail is not None:
-            targets = {"Real": Real(tuple(detail))} if kind == "Real" else {
-                "Classes": Classes(detail), "Tokens": Tokens(detail)
-            }
-        return Spec({name: tuple(shape) for name, shape in plain["inputs"].items()}, targets[kind])
+        counted: dict[str, type[Classes | Tokens]] = {"Classes": Classes, "Tokens": Tokens}
+        target = Nothing() if detail is None else Real(tuple(detail)) if kind == "Real" else counted[kind](detail)
+        inputs, tokens = plain["inputs"], plain.get("tokens", {})
+        return Spec({name: tuple(shape) for name, shape in inputs.items()}, target, tokens=tokens)
 
 
 class Prepare(Protocol):
@@ -159,7 +162,7 @@ class Prepare(Protocol):
 
 
 class Batch(NamedTuple):
-    """What a network is trained on: inputs name → [B, ...] floating, target [B] int64 or [B, ...] floating.
+    """What a network is trained on: inputs name → [B, ...] floating or tokens, target [B] int64 or [B, ...] floating.
 
     `mask`: which outputs are active, bool [C] or, where examples differ, [B, C]; None = all.
     """
@@ -261,6 +264,7 @@ class Network(nn.Module):
     """
 
     settings: ClassVar[type]
+    reads_tokens: ClassVar[bool] = False  # if not, data sets with tokens are refused without asking `check`
     head: nn.Module
     recipe: Mapping[str, Any]
 
@@ -296,53 +300,6 @@ class Needs:
     model: bool = True
     precisions: tuple[str, ...] = ("float32", "float64", "bf16")
 
-
-@dataclass(frozen=True)
-class Table:
-    """Rows under named columns → artifacts/NAME.csv."""
-
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-
-
-@dataclass(frozen=True)
-class Heatmap:
-    """A matrix with labelled rows and columns → artifacts/NAME.csv and figures/NAME.{png,svg}.
-
-    A value of None is not defined. `limits`: what the ends of the colour scale mean; by default the extreme values.
-    """
-
-    values: Sequence[Sequence[float | None]]
-    rows: Sequence[str]
-    columns: Sequence[str]
-    row_title: str = ""
-    column_title: str = ""
-    title: str = ""
-    unit: str = ""
-    decimals: int = 3
-    limits: tuple[float, float] | None = None
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Named lines (those in `points`: points) over a common axis → artifacts/NAME.csv and figures/NAME.{png,svg}."""
-
-    x: Sequence[float]
-    lines: Mapping[str, Sequence[float | None]]
-    x_title: str
-    y_title: str
-    title: str = ""
-    points: Sequence[str] = ()
-
-
-@dataclass(frozen=True)
-class Json:
-    """Plain data → artifacts/NAME.json."""
-
-    value: Any
-
-
-Artifact = Table | Heatmap | Curve | Json
 
 Record = Mapping[str, Any]
 """One line of metrics.jsonl: step, phase, split and the metrics of that moment."""

@@ -63,11 +63,14 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "sinusoid": "advml.data.families:Sinusoid",
         "harmonics": "advml.data.families:Harmonics",
         "linear_tasks": "advml.data.families:LinearTasks",
+        "shakespeare": "advml.data.shakespeare:Shakespeare",
+        "leaf": "advml.data.leaf:Leaf",
     },
     "view": {
         "plain": "advml.data.plain:Plain",
         "stream": "advml.data.stream:Stream",
         "episodes": "advml.data.episodes:Episodes",
+        "clients": "advml.data.clients:Clients",
     },
     "model": {
         "none": "advml.models.none:NoModel",
@@ -75,6 +78,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "mlp": "advml.models.mlp:Mlp",
         "cnn": "advml.models.cnn:Cnn",
         "conv4": "advml.models.conv4:Conv4",
+        "char_lstm": "advml.models.char_lstm:CharLstm",
         "run": "advml.models.run:FromRun",
     },
 }

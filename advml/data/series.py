@@ -48,12 +48,12 @@ class Series:
         groups = {name: classes_of(name, spec) for name, spec in specs.items()}
         (first, one), *others = specs.items()
         for name, other in others:
-            if dict(other.inputs) != dict(one.inputs):
+            if (other.inputs, other.tokens) != (one.inputs, one.tokens):
                 raise ConfigError(
                     f"dataset.parts: all need inputs of one shape, but {first} has {_shown(one)} and {name} "
                     f"{_shown(other)}"
                 )
-        return Spec(one.inputs, Classes(sum(groups.values())), groups)
+        return Spec(one.inputs, Classes(sum(groups.values())), groups, tokens=one.tokens)
 
     def load(self, source: Source) -> Loaded:
         """Each part limited and, where it has no official test split, divided as it would be alone."""

@@ -111,7 +111,10 @@ def split(loaded: Loaded, spec: Spec, config: SplitSettings, rng: Rng) -> Splits
         raise ConfigError("dataset: no training example is left after dataset.test, dataset.valid and dataset.limit")
 
     train, valid = examples.take(train_index), examples.take(valid_index)
-    prepare = {name: (fit(values, config.normalise, loaded.scale),) for name, values in train.inputs.items()}
+    prepare = {
+        name: () if name in spec.tokens else (fit(values, config.normalise, loaded.scale),)
+        for name, values in train.inputs.items()
+    }
     parts = {"train": train, "valid": valid, "test": test}
     indices = {"train": train_index, "valid": valid_index, "test": held_out}
     record = {"files": dict(loaded.files), **loaded.record} | {

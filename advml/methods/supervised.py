@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from advml.artifacts import Artifact, Heatmap
 from advml.config import PositiveInt, settings
 from advml.contracts import (
-    Artifact,
     At,
     Classes,
     Context,
-    Heatmap,
     Method,
     Metrics,
     Needs,

@@ -29,12 +29,13 @@ class FromRun(Network):
     """
 
     settings: ClassVar[type] = FromRunSettings
+    reads_tokens: ClassVar[bool] = True
 
     @classmethod
     def check(cls, spec: Spec, settings: FromRunSettings) -> str | None:
         """The inputs must have the shapes that the other run was trained on, and a kept head as many outputs."""
         trained = Spec.from_dict(load_bundle(settings.path)["recipe"]["spec"])
-        if dict(trained.inputs) != dict(spec.inputs):
+        if (trained.inputs, trained.tokens) != (spec.inputs, spec.tokens):
             shapes = ", ".join(f"{name} {list(shape)}" for name, shape in trained.inputs.items())
             return f"the inputs of the run at model.path, {shapes}"
         if settings.head == "keep" and trained.outputs != spec.outputs:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from advml.contracts import Heatmap
+from advml.artifacts import Heatmap
 from advml.report.gather import Gathered
 from advml.report.keys import of_problem, ordered, shown
 from advml.report.metrics import Metric, axis_title, interval_of

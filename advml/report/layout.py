@@ -10,7 +10,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from advml.contracts import Heatmap
+from advml.artifacts import Heatmap
 from advml.report.gather import Group
 from advml.report.panels import Panel
 from advml.runner import figures

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from advml.contracts import Artifact, Curve, Heatmap, Json, Objective, Record, Table
+from advml.artifacts import Artifact, Curve, Heatmap, Json, Table
+from advml.contracts import Objective, Record
 from advml.runner import files
 from advml.runner.folder import RunFolder
 

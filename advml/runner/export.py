@@ -76,19 +76,18 @@ def program(trained: Trained) -> tuple[bytes, float]:
 
     Raises AdvmlError where torch cannot trace the network, or where the program would not do the same.
     """
-    shapes = trained.network.recipe["spec"]["inputs"].values()
     batch = torch.export.Dim("batch")
     try:
         with torch.no_grad(), redirect_stderr(io.StringIO()):
             traced = torch.export.export(
-                trained, _raw(trained, shapes, 2), dynamic_shapes={"raw": tuple({0: batch} for _ in shapes)}
+                trained, _raw(trained, 2), dynamic_shapes={"raw": tuple({0: batch} for _ in trained.names)}
             )
             for node in traced.graph.nodes:
                 node.meta.pop("stack_trace", None)  # paths and lines of this machine
             buffer = io.BytesIO()
             torch.export.save(traced, buffer)
             again = torch.export.load(io.BytesIO(buffer.getvalue())).module()
-            worst = max(_difference(trained, again, _raw(trained, shapes, size)) for size in (1, 5))
+            worst = max(_difference(trained, again, _raw(trained, size)) for size in (1, 5))
     except Exception as error:  # whatever a network of anybody's does that cannot be traced
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         raise AdvmlError(f"torch.export cannot trace this network: {(lines or [type(error).__name__])[0]}") from None
@@ -97,10 +96,15 @@ def program(trained: Trained) -> tuple[bytes, float]:
     return buffer.getvalue(), worst
 
 
-def _raw(trained: Trained, shapes: Any, size: int) -> tuple[Tensor, ...]:
-    """A batch of arbitrary raw inputs."""
+def _raw(trained: Trained, size: int) -> tuple[Tensor, ...]:
+    """A batch of arbitrary raw inputs: numbers below 100, tokens within their vocabulary."""
     rng = torch.Generator().manual_seed(size)
-    return tuple(100 * torch.rand((size, *shape), generator=rng, dtype=trained.dtype) for shape in shapes)
+    spec = trained.network.recipe["spec"]
+    below = dict.fromkeys(trained.names, 100) | spec.get("tokens", {})
+    return tuple(
+        below[name] * torch.rand((size, *spec["inputs"][name]), generator=rng, dtype=trained.dtype)
+        for name in trained.names
+    )
 
 
 def _difference(trained: Trained, again: Any, raw: tuple[Tensor, ...]) -> float:
@@ -144,7 +148,7 @@ def _facts(run: RunFolder, state: str, bundle: Mapping[str, Any], trained: Train
 
 def _output_shape(trained: Trained) -> tuple[int, ...]:
     with torch.no_grad():
-        outputs: Tensor = trained(*_raw(trained, trained.network.recipe["spec"]["inputs"].values(), 2))
+        outputs: Tensor = trained(*_raw(trained, 2))
     return tuple(outputs.shape[1:])
 
 

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from advml.contracts import Curve, Heatmap
+from advml.artifacts import Curve, Heatmap
 
 # Okabe and Ito's palette for colour-blind readers; markers and dashes tell lines apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")

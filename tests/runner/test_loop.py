@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 
+from advml.artifacts import Json, Table
 from advml.compose import compose
 from advml.config import Part, bind
-from advml.contracts import Json, Method, Needs, Nothing, Objective, Phase, Step, Table
+from advml.contracts import Method, Needs, Nothing, Objective, Phase, Step
 from advml.data.none import NoSettings
 from advml.runner.budget import Budget
 from advml.runner.finish import FlopCounter, finite, flops_estimate, newest_step

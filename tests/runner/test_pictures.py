@@ -10,7 +10,8 @@ from functools import cache
 import pytest
 from PIL import Image
 
-from advml.contracts import Curve, Heatmap, Json, Objective, Table
+from advml.artifacts import Curve, Heatmap, Json, Table
+from advml.contracts import Objective
 from advml.runner import artifacts, figures
 from advml.runner.folder import RunFolder
 

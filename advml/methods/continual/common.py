@@ -8,14 +8,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from advml.artifacts import Artifact, Heatmap, Table
 from advml.config import PositiveInt, settings
 from advml.contracts import (
-    Artifact,
     At,
     Batch,
     Classes,
     Context,
-    Heatmap,
     Method,
     Metrics,
     Needs,
@@ -25,7 +24,6 @@ from advml.contracts import (
     Record,
     SplitName,
     Step,
-    Table,
 )
 from advml.data.stream import Stream, Task
 from advml.errors import ConfigError

@@ -80,6 +80,8 @@ class GenerativeReplay(Continual):
     def setup(self, context: Context) -> None:
         """A generator of all inputs, flattened and joined; nothing to replay yet."""
         super().setup(context)
+        if self.stream.spec.tokens:
+            raise ConfigError("method=generative_replay: draws inputs that are numbers, and here they are tokens")
         config, width = self.config, flat_size(self.stream.spec)
         if config.likelihood == "bernoulli":
             for task in self.stream:

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from advml.artifacts import Artifact
 from advml.config import PositiveInt, settings
 from advml.contracts import (
-    Artifact,
     At,
     Batch,
     Classes,

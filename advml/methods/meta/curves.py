@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from advml.contracts import Batch, Curve, Record
+from advml.artifacts import Curve
+from advml.contracts import Batch, Record
 from advml.data.episodes import Episodes, Tasks
 
 DRAWN = 3  # test tasks whose fitted functions are drawn

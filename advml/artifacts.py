@@ -1,0 +1,55 @@
+"""What a method leaves beside its records: tables, matrices, curves as data. The runner writes and draws them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under named columns → artifacts/NAME.csv."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+
+@dataclass(frozen=True)
+class Heatmap:
+    """A matrix with labelled rows and columns → artifacts/NAME.csv and figures/NAME.{png,svg}.
+
+    A value of None is not defined. `limits`: what the ends of the colour scale mean; by default the extreme values.
+    """
+
+    values: Sequence[Sequence[float | None]]
+    rows: Sequence[str]
+    columns: Sequence[str]
+    row_title: str = ""
+    column_title: str = ""
+    title: str = ""
+    unit: str = ""
+    decimals: int = 3
+    limits: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Named lines (those in `points`: points) over a common axis → artifacts/NAME.csv and figures/NAME.{png,svg}."""
+
+    x: Sequence[float]
+    lines: Mapping[str, Sequence[float | None]]
+    x_title: str
+    y_title: str
+    title: str = ""
+    points: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Json:
+    """Plain data → artifacts/NAME.json."""
+
+    value: Any
+
+
+Artifact = Table | Heatmap | Curve | Json
