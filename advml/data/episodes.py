@@ -159,7 +159,7 @@ class Episodes:
         """The spec of `base`: as many classes as there are to train on."""
         if not isinstance(self.tasks, FewShot):
             return None
-        return Spec(self.spec.inputs, Classes(len(self.tasks.pools["train"])))
+        return Spec(self.spec.inputs, Classes(len(self.tasks.pools["train"])), tokens=self.spec.tokens)
 
     @property
     def prepare(self) -> Mapping[str, tuple[Prepare, ...]]:
