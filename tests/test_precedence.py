@@ -90,7 +90,7 @@ class TestPlaces:
         (other / "dataset/tiny_iris.yaml").write_text("# A few irises.\ndefaults: [iris, _self_]\nlimit: 30\n")
         monkeypatch.setenv("ADVML_CONFIG_PATH", f"{mine}:{other}")
         said = run_cli("list", "datasets")
-        assert "tiny_iris      A few irises." in said.out
+        assert "tiny_iris A few irises." in " ".join(said.out.split())
         assert "brisk" in run_cli("list", "methods").out
         assert compose(["method=brisk", "dataset=tiny_iris"])[0]["dataset"]["limit"] == 30
         assert "careful" in run_cli("list", "experiments").out
