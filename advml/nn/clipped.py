@@ -189,8 +189,8 @@ class _Shared:
 
     def _of_weight(self, delta: Tensor) -> Tensor:
         """‖Δ Uᵀ‖² of each example, [B]."""
-        count, channels, places = delta.shape
-        found = []
+        count, places = len(delta), delta.shape[2]
+        found: list[Tensor] = []
         for seen, back in self._chunks(delta):
             inner, outer = seen.shape[2], back.shape[2]
             if places * (inner + outer) < inner * outer:
