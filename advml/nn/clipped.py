@@ -27,6 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from advml.contracts import Batch, Network
 from advml.nn.losses import Loss
 from advml.nn.per_example import EXAMPLES, Engine, trainable
+from advml.nn.privacy import clip_factors
 from advml.nn.products import add_outer, keep_freed_memory
 from advml.nn.watch import Call, Unsuited, Watch
 
@@ -39,11 +40,6 @@ class Clipped(NamedTuple):
     sums: dict[str, Tensor]
     norms: Tensor
     loss: Tensor
-
-
-def clip_factors(norms: Tensor, clip: float) -> Tensor:
-    """min(1, C / ‖g‖) for norms [N]; 1 where the norm is 0."""
-    return (clip / norms).clamp_max(1.0)
 
 
 def clipped_sums(

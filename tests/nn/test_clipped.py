@@ -12,7 +12,7 @@ from advml.contracts import Batch, Classes, Real, Spec, Split
 from advml.models.cnn import Cnn, CnnSettings
 from advml.models.conv4 import Conv4, Conv4Settings
 from advml.nn import clipped
-from advml.nn.clipped import clip_factors, clipped_sums
+from advml.nn.clipped import clipped_sums
 from advml.nn.losses import cross_entropy, make_loss
 from advml.nn.per_example import in_batches
 
@@ -252,9 +252,3 @@ def test_network_is_left_as_it_was(engine):
     for value, (old, gradient) in zip(network.parameters(), before, strict=True):
         assert torch.equal(value, old)
         assert torch.equal(value.grad, gradient)
-
-
-def test_factors():
-    norms = torch.tensor([0.0, 0.5, 1.0, 2.0, 8.0])
-    assert clip_factors(norms, 1.0).tolist() == [1.0, 1.0, 1.0, 0.5, 0.125]
-    assert clip_factors(norms, math.inf).tolist() == [1.0] * 5
