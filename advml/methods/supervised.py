@@ -178,7 +178,7 @@ class Supervised(Method):
 
     def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
         """For classes, the confusion matrix of the test split; with privacy, the statement of what is promised."""
-        promised = {} if self.privacy is None else {"privacy": Json(self.privacy.statement().to_dict())}
+        promised = {} if self.privacy is None else {"privacy": Json(self.privacy.to_dict())}
         return {**promised, **self._confusion()}
 
     def _confusion(self) -> Mapping[str, Artifact]:

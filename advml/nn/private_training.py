@@ -9,7 +9,7 @@ the noise follow from the update's number alone, and the noise is added once, ho
 from __future__ import annotations
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from annotated_types import Interval
@@ -24,6 +24,9 @@ from advml.nn.optimisers import Optimiser, clip_gradients, learning_rate
 from advml.nn.per_example import Engine, in_batches
 from advml.nn.privacy import add_noise, fixed_sample, noise_deviation, poisson_sample
 from advml.nn.training import Counter, TrainingSettings
+
+TAKEN_AS_PUBLIC = "the number of training examples", "all settings, however they were found", "normalisation constants"
+NOT_PROTECTED = "training metrics in the records", "validation and test examples", "anything, from who knows the seed"
 
 
 @settings
@@ -76,6 +79,12 @@ class Privacy:
     def statement(self) -> Statement:
         """The guarantee for all updates so far."""
         return state("example", self.config.sampling, self.rate, self.noise, self.updates, self.delta)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The guarantee and its limits, for a file."""
+        promised = self.statement()
+        limits = {"taken_as_public": list(TAKEN_AS_PUBLIC), "not_protected": list(NOT_PROTECTED)}
+        return {"statement": promised.line(), **promised.to_dict(), "clip": self.config.clip, **limits}
 
     def restore(self, updates: int) -> None:
         """Count at least so many updates. Never fewer: an earlier state chosen as the best is a choice among all."""
