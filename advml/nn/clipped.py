@@ -201,7 +201,7 @@ class _Shared:
                 self.products = delta.new_empty(count, products.shape[1])
             start = sum(map(len, found))
             self.products[start : start + len(products)] = products
-            found.append(products.square().sum(1))
+            found.append(torch.linalg.vector_norm(products, dim=1).square())
         return torch.cat(found)
 
     def _chunks(self, delta: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
