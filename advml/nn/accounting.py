@@ -20,7 +20,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Literal
 
-from advml.errors import AdvmlError
+from advml.errors import ConfigError
 
 Sampling = Literal["poisson", "fixed"]
 Accountant = Literal["PLD", "RDP"]
@@ -28,7 +28,7 @@ Accountant = Literal["PLD", "RDP"]
 RELATION: dict[Sampling, str] = {"poisson": "add or remove one", "fixed": "replace one"}
 USUAL: dict[Sampling, Accountant] = {"poisson": "PLD", "fixed": "RDP"}
 
-NOISE = 2.0**-4, 2.0**16  # beyond these no σ is looked for
+NOISE = 0.125, 2.0**16  # beyond these no σ is looked for
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def epsilon(
 ) -> float:
     """ε of T = `steps` sums over samples of a share q = `rate`. Never below the truth.
 
-    Raises AdvmlError where dp-accounting is not installed.
+    Raises ConfigError where dp-accounting is not installed.
     """
     accountant = accountant or USUAL[sampling]
     if sampling == "fixed" and accountant == "PLD":
@@ -93,7 +93,7 @@ def epsilon(
         return 0.0
     if not noise:
         return math.inf
-    library = _library()
+    library = the_package()
     if accountant == "PLD":
         distribution = _loss_distribution(rate, noise, _interval(steps))
         return float(distribution.self_compose(steps).get_epsilon_for_delta(delta))
@@ -152,7 +152,7 @@ def _interval(steps: int) -> float:
 @lru_cache(maxsize=8)
 def _loss_distribution(rate: float, noise: float, interval: float) -> Any:
     """The distribution of one sum; the same one serves every number of sums."""
-    _library()
+    the_package()
     from dp_accounting.pld import privacy_loss_distribution
 
     return privacy_loss_distribution.from_gaussian_mechanism(
@@ -160,11 +160,11 @@ def _loss_distribution(rate: float, noise: float, interval: float) -> Any:
     )
 
 
-def _library() -> Any:
-    """dp-accounting, imported on first use: it takes a second. Raises AdvmlError where it is missing."""
+def the_package() -> Any:
+    """dp-accounting, imported on first use: it takes a second. Raises ConfigError where it is missing."""
     try:
         import dp_accounting
         import dp_accounting.rdp
     except ImportError:
-        raise AdvmlError('privacy: its accountant needs dp-accounting: pip install "advml[privacy]"') from None
+        raise ConfigError('privacy: its accountant needs dp-accounting: pip install "advml[privacy]"') from None
     return dp_accounting

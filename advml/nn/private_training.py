@@ -17,7 +17,7 @@ from torch import Tensor
 
 from advml.config import CountFloat, PositiveFloat, PositiveInt, settings
 from advml.contracts import Metrics, Network, Rng, Split
-from advml.nn.accounting import Sampling, Statement, epsilon, noise_for, state
+from advml.nn.accounting import Sampling, Statement, epsilon, noise_for, state, the_package
 from advml.nn.clipped import clipped_sums
 from advml.nn.losses import Loss
 from advml.nn.optimisers import Optimiser, clip_gradients, learning_rate
@@ -57,6 +57,7 @@ class Privacy:
         self.expected = min(batch_size, examples)
         self.rate = self.expected / examples
         self.delta = 1 / examples if config.delta is None else config.delta
+        the_package()  # at once: without it the first evaluation after some training would fail
         if config.noise is not None:
             self.noise = config.noise
         else:

@@ -131,7 +131,7 @@ def test_switched_off_it_is_supervised_learning(play, same):
         (("method.privacy.target_epsilon=null",),
          "method.privacy.noise: how much is neither given nor follows from a target_epsilon; set one of them"),
         (("method.privacy.target_epsilon=1000000000",),
-         "method.privacy.target_epsilon: ε = 1e+09 promises next to nothing: noise below 0.0625 would do"),
+         "method.privacy.target_epsilon: ε = 1e+09 promises next to nothing: noise below 0.125 would do"),
     ],
 )  # fmt: skip
 def test_refused(play, chosen, said):

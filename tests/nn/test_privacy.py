@@ -181,6 +181,13 @@ def test_an_empty_cohort_gives_noise_alone():
     assert law.ppf(FALSE_ALARM / 2) < total < law.ppf(1 - FALSE_ALARM / 2)
 
 
+def test_a_hundred_clients_are_too_few():
+    """K = 100, q = 0.1, σ = 1: of 199,210 parameters the noise in the average has 45 times the norm of an update."""
+    mine = average([torch.zeros(10, 199_210)], torch.arange(10), torch.ones(100), rate=0.1, clip=1.0, noise=1.0)
+    assert float(mine[0].norm()) == pytest.approx(math.sqrt(199_210) / 10, rel=0.01)
+    assert math.sqrt(199_210) / 10 == pytest.approx(45, abs=0.5)
+
+
 def test_one_client_moves_the_sum_by_no_more_than_the_noise_is_scaled_to():
     weights = torch.rand(8, generator=seeded(), dtype=torch.float64)
     found, clip = updates(8), 0.4
