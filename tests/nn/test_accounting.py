@@ -39,6 +39,19 @@ def test_replacing_one_moves_the_sum_by_twice_the_bound():
     assert epsilon("fixed", 0.01, 1.0, 1000, 5e-4) > 10
 
 
+@pytest.mark.parametrize(("rate", "noise"), [(0.9, 1.0), (0.9, 2.0)])
+def test_two_members_that_pull_in_opposite_ways(rate, noise):
+    """One at +C replaced by one at −C, all others 0: the exact ε of this pair is above what σ itself would be given."""
+    at = np.linspace(-1 - 14 * noise, 1 + 14 * noise, 400_001)
+    one, other = ((1 - rate) * stats.norm(0, noise).pdf(at) + rate * stats.norm(m, noise).pdf(at) for m in (1, -1))
+
+    def integral(level):
+        return float(np.trapezoid(np.maximum(0, one - math.exp(level) * other), at))
+
+    assert integral(epsilon("fixed", rate, noise, 1, 1e-3)) <= 1e-3
+    assert integral(epsilon("fixed", rate, 2 * noise, 1, 1e-3)) > 1e-3  # dp-accounting's, given σ as its multiplier
+
+
 @pytest.mark.parametrize("steps", [1, 30])
 @pytest.mark.parametrize("noise", [2.0, 10.0])
 def test_without_sampling_all_sums_are_one_gaussian_release(noise, steps):
