@@ -20,6 +20,7 @@ Kind = Literal["method", "dataset", "view", "model"]
 BUILT_IN: dict[Kind, dict[str, str]] = {
     "method": {
         "supervised": "advml.methods.supervised:Supervised",
+        "dp_sgd": "advml.methods.supervised:Supervised",
         "finetune": "advml.methods.continual.finetune:Finetune",
         "joint": "advml.methods.continual.joint:Joint",
         "ewc": "advml.methods.continual.ewc:ElasticWeightConsolidation",

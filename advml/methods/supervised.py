@@ -1,11 +1,17 @@
-"""Plain supervised learning: mini-batch training with a schedule and early stopping, for classes or real targets."""
+"""Plain supervised learning: mini-batch training with a schedule and early stopping, for classes or real targets.
+
+With `privacy` (method=dp_sgd) no single training example shows in the network (Abadi et al. 2016).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from advml.artifacts import Artifact, Heatmap
+import torch
+from torch import nn
+
+from advml.artifacts import Artifact, Heatmap, Json
 from advml.config import PositiveInt, settings
 from advml.contracts import (
     At,
@@ -27,15 +33,19 @@ from advml.nn.evaluation import measure, predict
 from advml.nn.losses import make_loss
 from advml.nn.metrics import confusion_matrix
 from advml.nn.optimisers import make_optimiser
+from advml.nn.private_training import Privacy, PrivacySettings, train_privately
 from advml.nn.training import TrainingSettings, batches_of, minibatches, train
+
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @settings
 class Settings(TrainingSettings):
-    """Passes over the data, and how long to wait for an improvement."""
+    """Passes over the data, how long to wait for an improvement, and whether examples are protected."""
 
     epochs: PositiveInt
     patience: PositiveInt | None
+    privacy: PrivacySettings
 
 
 class Supervised(Method):
@@ -62,20 +72,48 @@ class Supervised(Method):
         self.updates_per_epoch = -(-len(self.data.train) // self.config.batch_size)
         self.lowest: float | None = None  # validation loss, and the epochs since it was reached
         self.waited = 0
+        self.privacy = None if self.config.privacy.kind == "none" else self._private()
+
+    def _private(self) -> Privacy:
+        """Raises ConfigError where gradients of single examples cannot be had, or the target not be met."""
+        norm = next((module for module in self.network.modules() if isinstance(module, BATCH_NORMS)), None)
+        if norm is not None:
+            other = "layer" if isinstance(norm, nn.BatchNorm1d) else "group"
+            raise ConfigError(f"model.norm=batch: mixes examples, which privacy cannot bound; use model.norm={other}")
+        with self.context.autocast():
+            if torch.is_autocast_enabled(self.context.device.type):
+                raise ConfigError("precision=bf16: privacy does not support it; use float32 or float64")
+        planned = self.config.epochs * self.updates_per_epoch
+        data, batch_size = self.data.train, self.config.batch_size
+        try:
+            return Privacy(self.config.privacy, len(data), batch_size, planned, self.context.rng)
+        except ValueError as error:
+            raise ConfigError(f"method.privacy.target_epsilon: {error}") from None
 
     def phases(self) -> Sequence[Phase]:
         """One phase of epochs."""
         return [Phase("train", "epoch", self.config.epochs)]
 
     def step(self, at: At) -> Step:
-        """An epoch, shuffled by its number."""
+        """An epoch: each example once, shuffled by the epoch's number; with privacy, as many samples of all."""
         start = at.index * self.updates_per_epoch
+        stop, total = start + self.updates_per_epoch, self.config.epochs * self.updates_per_epoch
+        if self.privacy is not None:
+            metrics = train_privately(
+                self.network,
+                self.data.train,
+                self.loss,
+                self.optimiser,
+                self.privacy,
+                settings=self.config,
+                start=start,
+                stop=stop,
+                total=total,
+                count=self.context.count,
+            )
+            return Step(metrics, end_phase=self._has_stalled())
         indices = minibatches(
-            len(self.data.train),
-            self.config.batch_size,
-            start,
-            start + self.updates_per_epoch,
-            lambda epoch: self.context.rng("shuffle", epoch),
+            len(self.data.train), self.config.batch_size, start, stop, lambda epoch: self.context.rng("shuffle", epoch)
         )
         loss = train(
             self.network,
@@ -84,7 +122,7 @@ class Supervised(Method):
             self.optimiser,
             settings=self.config,
             update=start,
-            total=self.config.epochs * self.updates_per_epoch,
+            total=total,
             count=self.context.count,
             autocast=self.context.autocast,
         )
@@ -94,7 +132,7 @@ class Supervised(Method):
         """Early stopping: no lower validation loss for `patience` epochs."""
         if self.config.patience is None:
             return False
-        metrics = self.evaluate("valid")
+        metrics = self._measure("valid")
         now = float(metrics["loss" if "loss" in metrics else "mse"])  # type: ignore[arg-type]
         if self.lowest is None or now < self.lowest:
             self.lowest, self.waited = now, 0
@@ -103,7 +141,11 @@ class Supervised(Method):
         return bool(self.waited >= self.config.patience)
 
     def evaluate(self, split: SplitName) -> Metrics:
-        """Loss, accuracy, macro-F1, calibration error and, for two classes, ROC-AUC; or MSE, MAE and R²."""
+        """Loss, accuracy, macro-F1, calibration error and, for two classes, ROC-AUC; or MSE, MAE and R²; and ε."""
+        found = self._measure(split)
+        return {**found, "epsilon": self.privacy.epsilon()} if found and self.privacy is not None else found
+
+    def _measure(self, split: SplitName) -> Metrics:
         return measure(self.network, self.data.split(split), autocast=self.context.autocast)
 
     def state_dict(self) -> dict[str, Any]:
@@ -113,6 +155,7 @@ class Supervised(Method):
             "optimiser": self.optimiser.state_dict(),
             "lowest": self.lowest,
             "waited": self.waited,
+            **({} if self.privacy is None else {"private_updates": self.privacy.updates}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -120,13 +163,23 @@ class Supervised(Method):
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.lowest, self.waited = state["lowest"], state["waited"]
+        if self.privacy is not None:
+            self.privacy.restore(state["private_updates"])
 
     def result(self) -> Network:
         """The trained network."""
         return self.network
 
+    def summary(self, records: Sequence[Record]) -> Metrics:
+        """With privacy, ε and δ of the whole run."""
+        return {} if self.privacy is None else {"epsilon": self.privacy.epsilon(), "delta": self.privacy.delta}
+
     def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
-        """For classes, the confusion matrix of the test split."""
+        """For classes, the confusion matrix of the test split; with privacy, the statement of what is promised."""
+        promised = {} if self.privacy is None else {"privacy": Json(self.privacy.to_dict())}
+        return {**promised, **self._confusion()}
+
+    def _confusion(self) -> Mapping[str, Artifact]:
         target = self.data.spec.target
         if not isinstance(target, Classes) or not len(self.data.test):
             return {}
