@@ -38,6 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # Read once, when torch loads OpenMP: idle threads sleep instead of spinning, which would take the cores of a shared
     # machine from other processes.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks Linux for large pages
     verb, rest = words[0], words[1:]
     if verb not in VERBS:
         print(f"advml: {verb}: unknown verb{did_you_mean(verb, VERBS)} (see: advml --help)", file=sys.stderr)

@@ -19,7 +19,7 @@ from advml.errors import ConfigError
 PACKAGES = ("torch", "numpy", "hydra-core", "omegaconf", "pydantic", "scikit-learn", "pennylane", "Pillow")
 VARIABLES = (
     "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "CUBLAS_WORKSPACE_CONFIG", "CUDA_VISIBLE_DEVICES",
-    "OMP_WAIT_POLICY", "PYTHONHASHSEED", "ADVML_DATA", "ADVML_CONFIG_PATH",
+    "OMP_WAIT_POLICY", "THP_MEM_ALLOC_ENABLE", "PYTHONHASHSEED", "ADVML_DATA", "ADVML_CONFIG_PATH",
 )  # fmt: skip
 
 
