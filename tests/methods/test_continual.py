@@ -293,7 +293,7 @@ def test_how_many_examples_the_fisher_takes_at_once_does_not_matter(play, kind):
 def test_fewer_examples_for_the_fisher(play):
     """A keyed choice of the task's own examples."""
     some = play(*small("ewc", "task", "method.fisher_examples=10")).to_end_of(0)
-    order = torch.randperm(len(some.view[0].train), generator=some.context.rng("fisher examples", 0))
+    order = torch.randperm(len(some.view[0].train), generator=some.context.rng("importance examples", 0))
     expected = fisher_diagonal(
         some.method.network, some.view[0].train, mask=some.view[0].outputs, index=order[:10]
     )  # fmt: skip

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import Literal
 
 from advml.config import CountFloat, PositiveInt, settings
-from advml.contracts import At, Context, Step
-from advml.methods.continual.common import Continual, ContinualSettings
-from advml.nn.anchor import Anchor
+from advml.contracts import At, Step
+from advml.methods.continual.anchored import Anchored
+from advml.methods.continual.common import ContinualSettings
 from advml.nn.sensitivity import sensitivity
 
 
@@ -25,7 +21,7 @@ class Settings(ContinualSettings):
     importance_batch_size: PositiveInt
 
 
-class MemoryAwareSynapses(Continual):
+class MemoryAwareSynapses(Anchored):
     """Equation 3: L(θ) = L_task(θ) + λ Σ_k Ω_k (θ_k − θ*_k)², without a ½; θ* as the last task left them.
 
     Ω is the sum over tasks of how sensitive the outputs that compete in the task are to each parameter, averaged over
@@ -33,11 +29,6 @@ class MemoryAwareSynapses(Continual):
     """
 
     settings = Settings
-
-    def setup(self, context: Context) -> None:
-        """Nothing is important yet."""
-        super().setup(context)
-        self.anchor = Anchor(self.network)
 
     def step(self, at: At) -> Step:
         """A block of iterations with the penalty's gradient added; after a task's last, its own importance."""
@@ -50,11 +41,7 @@ class MemoryAwareSynapses(Continual):
 
     def _consolidate(self, at: At) -> None:
         config, task = self.config, self.stream[at.phase]
-        count = len(task.train)
-        index = None
-        if config.importance_examples is not None and config.importance_examples < count:
-            count = config.importance_examples
-            index = torch.randperm(len(task.train), generator=self.context.rng("importance examples", at.phase))[:count]
+        index = self.measured_on(at, config.importance_examples)
         importance = sensitivity(
             self.network,
             task.train,
@@ -63,18 +50,5 @@ class MemoryAwareSynapses(Continual):
             index=index,
             batch_size=config.importance_batch_size,
         )
-        self.context.count(samples=count, gradients=count)
+        self.count_measured(at, index)
         self.anchor.consolidate(importance, online=True)
-
-    def memory(self) -> tuple[Iterable[Tensor], int]:
-        """The anchor: of the same size for any number of tasks."""
-        return self.anchor.tensors(), 0
-
-    def state_dict(self) -> dict[str, Any]:
-        """Adds the anchor."""
-        return {**super().state_dict(), "anchor": self.anchor.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore all of it."""
-        super().load_state_dict(state)
-        self.anchor.load_state_dict(state["anchor"])

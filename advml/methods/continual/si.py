@@ -9,8 +9,8 @@ from torch import Tensor
 
 from advml.config import CountFloat, PositiveFloat, settings
 from advml.contracts import At, Context, Step
-from advml.methods.continual.common import Continual, ContinualSettings
-from advml.nn.anchor import Anchor
+from advml.methods.continual.anchored import Anchored
+from advml.methods.continual.common import ContinualSettings
 from advml.nn.path_integral import PathIntegral, at_least_zero
 
 
@@ -24,7 +24,7 @@ class Settings(ContinualSettings):
     clamp: bool
 
 
-class SynapticIntelligence(Continual):
+class SynapticIntelligence(Anchored):
     """Equation 4: L(θ) = L_task(θ) + c Σ_k Ω_k (θ_k − θ*_k)², without a ½; θ* as the last task left them.
 
     Equation 5: Ω_k = Σ_t ω_k / (Δ_k² + ξ), gathered while training; no pass over the examples is needed. c is
@@ -37,7 +37,6 @@ class SynapticIntelligence(Continual):
     def setup(self, context: Context) -> None:
         """Nothing is important yet."""
         super().setup(context)
-        self.anchor = Anchor(self.network)
         self.path = PathIntegral(self.network)
 
     def step(self, at: At) -> Step:
@@ -68,11 +67,10 @@ class SynapticIntelligence(Continual):
         return [*self.anchor.tensors(), *self.path.omega.values()], 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Adds the anchor and ω."""
-        return {**super().state_dict(), "anchor": self.anchor.state_dict(), "omega": dict(self.path.omega)}
+        """Adds ω."""
+        return {**super().state_dict(), "omega": dict(self.path.omega)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore all of it."""
         super().load_state_dict(state)
-        self.anchor.load_state_dict(state["anchor"])
         self.path.load(state["omega"])
