@@ -180,9 +180,20 @@ def test_rows_of_classes_to_come_never_move(play, stirred):
             assert bool((value[seen] != initial[name][seen]).any(-1).all())
 
 
-@pytest.mark.parametrize("stirred", STIRRED[:2])
-def test_joint_moves_the_heads_of_all_tasks_so_far_and_no_other(play, stirred):
-    played = play(*small("joint", "task", *stirred))
+@pytest.mark.parametrize(
+    ("method", "words"),
+    [
+        ("joint", STIRRED[0]),
+        ("joint", STIRRED[1]),
+        ("replay", ("method.optimiser=adam", "method.weight_decay=0.1", "method.policy=reservoir")),
+        ("replay", ("method.optimiser=adam", "method.weight_decay=0.1", "method.policy=balanced")),
+        ("lwf", ("method.weight_decay=0.1",)),
+        ("der", ("method.alpha=5", "method.recall=earlier")),  # later heads are not held to their untrained outputs
+        ("generative_replay", ("method.optimiser=adamw", "method.weight_decay=0.1")),
+    ],
+)
+def test_the_heads_of_all_tasks_so_far_learn_and_no_other(play, method, words):
+    played = play(*small(method, "task", *words))
     for number in range(3):
         before = {name: value.detach().clone() for name, value in played.head.named_parameters()}
         played.to_end_of(number)

@@ -108,18 +108,6 @@ def test_the_method_written_out(play, view, beta, offer):
     torch.testing.assert_close(memory.extras["logits"], stored, rtol=1e-8, atol=1e-11)
 
 
-def test_logits_of_heads_to_come_are_not_held_to_what_they_were(play):
-    """By the stored logits alone no later head would be bound to its untrained outputs."""
-    played = play(*small("der", "task", "method.alpha=5", "method.recall=earlier"))
-    for number in range(3):
-        before = {name: value.detach().clone() for name, value in played.head.named_parameters()}
-        played.to_end_of(number)
-        begun = torch.stack([task.outputs for task in played.view.tasks[: number + 1]]).any(0)
-        for name, value in played.head.named_parameters():
-            assert torch.equal(value[~begun], before[name][~begun])
-            assert bool((value[begun] != before[name][begun]).any(-1).all())
-
-
 def test_what_is_counted_and_what_is_held(play):
     """Of 20 updates all but the very first draw twice 8 examples; each kept example has as many logits as outputs."""
     cut = ("dataset.limit=800", "method.memory_batch_size=8", "method.capacity=50")

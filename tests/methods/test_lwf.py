@@ -105,17 +105,6 @@ def test_the_loss_of_an_update_written_out(play, view, weighting, new_classes):
         torch.testing.assert_close(p.detach(), place - 0.5 * gradient, rtol=1e-9, atol=1e-12)
 
 
-def test_in_the_task_scenario_earlier_heads_learn_and_later_ones_do_not(play):
-    played = play(*small("lwf", "task", "method.weight_decay=0.1"))
-    for number in range(3):
-        before = {name: value.detach().clone() for name, value in played.head.named_parameters()}
-        played.to_end_of(number)
-        begun = torch.stack([task.outputs for task in played.view.tasks[: number + 1]]).any(0)
-        for name, value in played.head.named_parameters():
-            assert torch.equal(value[~begun], before[name][~begun])
-            assert bool((value[begun] != before[name][begun]).any(-1).all())
-
-
 def test_answers_to_new_inputs_are_kept(play):
     """The stronger, the nearer to the teacher at the end of the second task, on inputs of that task."""
     apart = []

@@ -137,19 +137,6 @@ def test_training_from_scratch_on_a_complete_buffer_is_joint_training(play, same
     assert same(joint.weights(), network.state_dict())
 
 
-@pytest.mark.parametrize("policy", ["reservoir", "balanced"])
-def test_heads_of_earlier_tasks_learn_and_those_to_come_do_not(play, policy):
-    stirred = ("method.optimiser=adam", "method.weight_decay=0.1", f"method.policy={policy}")
-    played = play(*small("replay", "task", *stirred))
-    for number in range(3):
-        before = {name: value.detach().clone() for name, value in played.head.named_parameters()}
-        played.to_end_of(number)
-        seen = torch.stack([task.outputs for task in played.view.tasks[: number + 1]]).any(0)
-        for name, value in played.head.named_parameters():
-            assert torch.equal(value[~seen], before[name][~seen])
-            assert bool((value[seen] != before[name][seen]).any(-1).all())
-
-
 def test_what_is_counted_and_what_is_held(play):
     """20 updates of 16 and, except for the very first, of 8 out of the memory."""
     cut = ("dataset.limit=800", "method.memory_batch_size=8", "method.capacity=50")
