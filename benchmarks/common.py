@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -38,14 +40,27 @@ def seconds(run: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def medians(runs: Mapping[str, Callable[[], object]], repeats: Mapping[str, int]) -> dict[str, float]:
+def peak_memory(run: Callable[[], object]) -> int:
+    """The most bytes of tensors on the CPU that `run` held at once, beyond those from before, by torch's profiler."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        run()
+    with tempfile.NamedTemporaryFile(suffix=".json") as file:
+        profile.export_chrome_trace(file.name)
+        events = json.loads(Path(file.name).read_text())["traceEvents"]
+    return max(event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]")
+
+
+def medians(runs: Mapping[str, Callable[[], object]], repeats: Mapping[str, int], warm: int = 0) -> dict[str, float]:
     """Median CPU seconds of each run over its `repeats`. Call each once before: to compare results, and to warm up.
 
     The runs take turns, each evenly spread over the whole time, so that a machine that slows down or speeds up does so
-    for all of them.
+    for all of them. `warm`: calls at the beginning of each turn that are not counted, for what is short and is always
+    called many times in a row, so that the caches hold its own numbers, not those of the run before.
     """
     times: dict[str, list[float]] = {name: [] for name in runs}
     turns = sorted(((turn + 0.5) / count, name) for name, count in repeats.items() for turn in range(count))
     for _, name in turns:
+        for _ in range(warm):
+            runs[name]()
         times[name].append(seconds(runs[name]))
     return {name: statistics.median(measured) for name, measured in times.items()}

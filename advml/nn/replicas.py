@@ -9,9 +9,9 @@ Batch norm uses the statistics of the examples at hand, of each copy by itself, 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,8 @@ from advml.contracts import Network, Spec
 Parameters = dict[str, Tensor]
 """Name → [R, *shape]: a value for each of R copies."""
 Inputs = Mapping[str, Tensor]
+Loss = Callable[[Tensor], Tensor]
+"""Outputs [R, B, C] → the sum over copies of a loss that reads no other copy, 0-d."""
 Engine = Literal["auto", "loop", "batched", "vmap"]
 
 # On a CPU, by benchmarks/meta.py: up to FEW examples to a copy vmap beats the loop, AT_ONCE copies at a time; half as
@@ -123,19 +125,40 @@ class Replicas:
         if reference is not None:
             self.seen.first = next(iter(reference.values())).shape[1]
             inputs = {name: torch.cat([reference[name], values], 1) for name, values in inputs.items()}
-        if self.network.training != dropout:
-            self.network.train(dropout)
+        self._train(dropout)
         outputs = self.computed(parameters, inputs)
         return outputs if reference is None else outputs[:, self.seen.first :]
 
+    def gradients_at(
+        self,
+        values: Mapping[str, Tensor],
+        names: Sequence[str],
+        inputs: Inputs,
+        loss: Loss,
+        second: bool,
+        dropout: bool,
+    ) -> list[Tensor]:
+        """Each copy's gradient [R, *shape] of its loss, for `names`, where all copies have these same `values` still.
+
+        With `second` they are functions of `values`, to be differentiated once more.
+        """
+        parameters = expand(values, copies_in(inputs))
+        places = [parameters[name] for name in names]
+        outputs = self.outputs(parameters, inputs, dropout=dropout)
+        return list(torch.autograd.grad(loss(outputs), places, create_graph=second, materialize_grads=True))
+
     def computed(self, parameters: Parameters, inputs: Inputs) -> Tensor:
         """Outputs [R, B, C], the statistics as `seen` says."""
-        copies = len(next(iter(inputs.values())))
+        copies = copies_in(inputs)
         if copies == 1:  # nothing is copied, in either direction
             only = ({name: x.squeeze(0) for name, x in part.items()} for part in (parameters, inputs))
             return self.one(*only).unsqueeze(0)
         given, of = ({name: x.unbind() for name, x in part.items()} for part in (parameters, inputs))
         return torch.stack([self.one(_nth(given, number), _nth(of, number)) for number in range(copies)])
+
+    def _train(self, dropout: bool) -> None:
+        if self.network.training != dropout:
+            self.network.train(dropout)
 
     def one(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
         """Outputs [B, C] of one copy, name → [*shape], for name → [B, ...]."""
@@ -189,14 +212,53 @@ class Batched(Replicas):
     def __init__(self, network: Network) -> None:
         super().__init__(network)
         self.chain = chain_of(self.network)
+        linear = {name for name, module in self.chain if isinstance(module, nn.Linear)}
+        self.of_linear = {name for name, _ in self.network.named_parameters() if name.rpartition(".")[0] in linear}
 
     def computed(self, parameters: Parameters, inputs: Inputs) -> Tensor:
         """Outputs [R, B, C]."""
+        return self._walked(parameters, inputs, [])
+
+    def gradients_at(
+        self,
+        values: Mapping[str, Tensor],
+        names: Sequence[str],
+        inputs: Inputs,
+        loss: Loss,
+        second: bool,
+        dropout: bool,
+    ) -> list[Tensor]:
+        """The same without a matrix for each copy: of Y = X Wᵀ + b, ∂L/∂W = (∂L/∂Y)ᵀ X and ∂L/∂b = (∂L/∂Y)ᵀ 1.
+
+        In the outer gradient, W's part is then one product of matrices for all copies together.
+        """
+        self.seen.first = None
+        self._train(dropout)
+        shared = {name: value for name, value in values.items() if name in self.of_linear}
+        own = expand({name: value for name, value in values.items() if name not in shared}, copies_in(inputs))
+        calls: list[Call] = []
+        outputs = self._walked({**shared, **own}, inputs, calls)
+        calls = [call for call in calls if f"{call.name}.weight" in names or f"{call.name}.bias" in names]
+        sought = {name: own[name] for name in names if name in own}
+        places = [*(call.given for call in calls), *sought.values()]
+        found = torch.autograd.grad(loss(outputs), places, create_graph=second, materialize_grads=True)
+        gradients = dict(zip(sought, found[len(calls) :], strict=True))
+        with torch.set_grad_enabled(second):
+            for call, delta in zip(calls, found, strict=False):
+                gradients[f"{call.name}.weight"] = torch.bmm(delta.transpose(1, 2), call.read)
+                gradients[f"{call.name}.bias"] = delta.sum(1)
+        return [gradients[name] for name in names]
+
+    def _walked(self, parameters: Parameters, inputs: Inputs, calls: list[Call]) -> Tensor:
+        """Outputs [R, B, C]. Matrices may be those of all copies in common, [out, in]; `calls` gets what these do."""
         rows = [values.flatten(2) for values in inputs.values()]
         hidden = rows[0] if len(rows) == 1 else torch.cat(rows, 2)
         for name, module in self.chain:
             weight, bias = parameters.get(f"{name}.weight"), parameters.get(f"{name}.bias")
             match module:
+                case nn.Linear() if weight is not None and weight.dim() == 2:
+                    calls.append(Call(name, hidden, F.linear(hidden, weight, bias)))
+                    hidden = calls[-1].given
                 case nn.Linear():
                     hidden = _affine(hidden, weight, bias)
                 case nn.LayerNorm():
@@ -206,6 +268,14 @@ class Batched(Replicas):
                 case _:
                     hidden = module(hidden)
         return hidden
+
+
+class Call(NamedTuple):
+    """What a linear layer read, [R, B, in], and gave, [R, B, out]."""
+
+    name: str
+    read: Tensor
+    given: Tensor
 
 
 def _affine(rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -284,6 +354,11 @@ def chain_of(network: Network) -> list[tuple[str, nn.Module]]:
 def has_batch_norm(network: nn.Module) -> bool:
     """Does an output depend on the other examples beside it?"""
     return any(isinstance(module, _BatchNorm) for module in network.modules())
+
+
+def copies_in(inputs: Inputs) -> int:
+    """R, of inputs name → [R, B, ...]."""
+    return len(next(iter(inputs.values())))
 
 
 def _nth(values: Mapping[str, Sequence[Tensor]], index: int) -> dict[str, Tensor]:

@@ -94,6 +94,30 @@ def test_values_gradients_and_second_derivatives(name, engine):
     assert max(float(g.abs().max()) for g in second) > 1e-4
 
 
+@pytest.mark.parametrize("second", [False, True])
+@pytest.mark.parametrize(("name", "engine"), EVERY, ids=["-".join(pair) for pair in EVERY])
+def test_gradients_at_values_in_common(name, engine, second):
+    """Those of separate copies of the one network, for some parameters or all; of second order in the one network."""
+    network, _, inputs, targets = given(name)
+    values = {key: value.detach().clone().requires_grad_() for key, value in network.named_parameters()}
+    expected = separate(network, expand(values, COPIES), inputs, targets)
+
+    def loss(outputs):
+        return F.cross_entropy(outputs.flatten(0, 1), targets.flatten(), reduction="sum") / EXAMPLES
+
+    replicas, last = make_replicas(network, engine), [key for key in values if key.startswith("head.")]
+    for names in (list(values), last[::-1]):
+        first = replicas.gradients_at(values, names, {"x": inputs}, loss, second=second, dropout=False)
+        for found, key in zip(first, names, strict=True):
+            assert (found - expected[1][list(values).index(key)]).abs().max() < 1e-10
+            assert found.requires_grad == second
+        if second and len(names) == len(values):
+            curved = sum(g.sin().sum() for g in first)
+            outer = torch.autograd.grad(curved, list(values.values()), materialize_grads=True)
+            for found, wanted in zip(outer, expected[2], strict=True):
+                assert (found - wanted.sum(0)).abs().max() < 1e-10
+
+
 BATCH_NORMS = [(name, engine) for name, engine in EVERY if "batch norm" in name]
 
 

@@ -68,13 +68,14 @@ class Maml(MetaLearner):
         self.norms: dict[str, nn.Parameter] = {}
         super().setup(context)
         config, get = self.config, self.network.get_parameter
+        self.theta: dict[str, Tensor] = dict(self.network.named_parameters())
         self._check()
         # The mean over N · K support examples, or their sum / K: N times as much.
         self.scale = float(self.view.ways or 1) if config.inner_loss == "per_shot" else 1.0
         of_norms = norm_parameters(self.network) if config.norm_per_step else []
         self.adapts = [
             name
-            for name, parameter in self.network.named_parameters()
+            for name, parameter in self.theta.items()
             if parameter.requires_grad and name not in of_norms and (config.adapt == "all" or name.startswith("head."))
         ]
         if config.inner_rates != "fixed":
@@ -96,7 +97,7 @@ class Maml(MetaLearner):
 
     def start(self) -> Start:
         """The same by name."""
-        return Start(dict(self.network.named_parameters()), self.rates, self.norms)
+        return Start(self.theta, self.rates, self.norms)
 
     # --- the algorithm ---
 
@@ -124,9 +125,14 @@ class Maml(MetaLearner):
         parameters = expand(start.network, len(support.target))
         yield parameters
 
-        def loss(moving: Parameters) -> Tensor:
-            outputs = self.replicas.outputs({**parameters, **moving}, support.inputs, dropout=dropout)
-            return self.scale * task_losses(outputs, support.target).sum()
+        # A fixed α goes into the loss, where it costs one number's product; learned ones multiply gradients.
+        scale = self.scale if start.rates else -float(self.config.inner_lr) * self.scale
+
+        def loss(outputs: Tensor) -> Tensor:
+            return scale * task_losses(outputs, support.target).sum()
+
+        def loss_at(moving: Parameters) -> Tensor:
+            return loss(self.replicas.outputs({**parameters, **moving}, support.inputs, dropout=dropout))
 
         for step in range(steps):
             # Batch norms have a scale and a shift of step 0 (θ's own), 1, …, the last of which goes on.
@@ -134,7 +140,13 @@ class Maml(MetaLearner):
                 rows = {name: rows[step - 1].expand_as(parameters[name]) for name, rows in start.norms.items()}
                 parameters = {**parameters, **rows}
             moving = {name: parameters[name] for name in self.adapts}
-            gradients = self.gradients(loss, moving, second)
+            gradients: Sequence[Tensor]
+            if step == 0 and not self.config.compile:
+                gradients = self.replicas.gradients_at(
+                    start.network, self.adapts, support.inputs, loss, second=second, dropout=dropout
+                )
+            else:
+                gradients = self.gradients(loss_at, moving, second)
             parameters = {**parameters, **self.moved(moving, gradients, start.rates, step)}
             yield parameters
 
@@ -148,11 +160,10 @@ class Maml(MetaLearner):
     def moved(
         self, moving: Parameters, gradients: Sequence[Tensor], rates: Mapping[str, Tensor], step: int
     ) -> Parameters:
-        """θ' − α g, of [T, *shape] each; α is one number, [*shape] (Meta-SGD) or one for each step (MAML++)."""
+        """θ' − α g, of [T, *shape] each; α is [*shape] (Meta-SGD), one a step (MAML++), or in g, with its sign."""
         values = list(moving.values())
         if not rates:
-            added = torch._foreach_add(values, list(gradients), alpha=-float(self.config.inner_lr))
-            return dict(zip(moving, added, strict=True))
+            return dict(zip(moving, torch._foreach_add(values, list(gradients)), strict=True))
         now: list[Tensor] = list(rates.values())
         if self.config.inner_rates == "per_step":
             now = [rate[min(step, self.config.steps - 1)] for rate in now]
