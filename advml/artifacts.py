@@ -35,7 +35,10 @@ class Heatmap:
 
 @dataclass(frozen=True)
 class Curve:
-    """Named lines (those in `points`: points) over a common axis → artifacts/NAME.csv and figures/NAME.{png,svg}."""
+    """Named lines (those in `points`: points) over a common axis → artifacts/NAME.csv and figures/NAME.{png,svg}.
+
+    `log`: y on a logarithmic axis, where all that is drawn is positive.
+    """
 
     x: Sequence[float]
     lines: Mapping[str, Sequence[float | None]]
@@ -43,6 +46,7 @@ class Curve:
     y_title: str
     title: str = ""
     points: Sequence[str] = ()
+    log: bool = False
 
 
 @dataclass(frozen=True)

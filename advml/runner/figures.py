@@ -96,6 +96,8 @@ def _curve(picture: Curve) -> Figure:
             marker=MARKERS[number % len(MARKERS)] if len(points) <= 30 or name in picture.points else None,
             markersize=4,
         )  # fmt: skip
+    if picture.log:
+        axes.set_yscale("log")
     if all(float(x).is_integer() for x in picture.x):  # there is no step 2.5
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
     axes.set_xlabel(picture.x_title)

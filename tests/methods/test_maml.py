@@ -349,6 +349,8 @@ def test_large_evaluations_go_in_portions(sine):
     rows = played.method.predictions(tasks)
     errors = (rows - tasks.query.target).square().mean((2, 3))
     assert played.evaluate()["mse"] == pytest.approx(float(errors[-1].mean()), abs=1e-12)
+    ranked = errors[-1].sort().values
+    assert played.evaluate()["mse_median/step1"] == pytest.approx(float(ranked[59:61].mean()), abs=1e-12)
     assert played.method.objective.mode == "min"
 
 
@@ -366,7 +368,8 @@ def test_pictures(sine, digits):
     curve = made["adaptation"]
     assert list(curve.x) == [0, 1, 2]
     assert curve.lines["mean"] == [record[f"mse/step{step}"] for step in range(3)]
-    assert curve.lines["upper 95 %"][1] == pytest.approx(record["mse/step1"] + record["mse_ci/step1"])
+    assert curve.lines["median"] == [record[f"mse_median/step{step}"] for step in range(3)]
+    assert curve.log
     fit = made["fit2"]
     support = played.view.fixed("test", 1, 2).support
     given = [(x, y) for x, y in zip(fit.x, fit.lines["support"], strict=True) if y is not None]
@@ -377,7 +380,11 @@ def test_pictures(sine, digits):
     x = torch.tensor(fit.x, dtype=torch.float64).unsqueeze(1)
     assert torch.allclose(played.method.network({"x": x}).flatten(), torch.tensor(fit.lines["before"]).double())
     played = digits()
-    assert set(played.method.artifacts([{"split": "test", **played.evaluate()}])) == {"adaptation"}
+    record = {"split": "test", **played.evaluate()}
+    made = played.method.artifacts([record])
+    assert set(made) == {"adaptation"}
+    upper = made["adaptation"].lines["upper 95 %"]
+    assert upper[1] == pytest.approx(record["accuracy/step1"] + record["accuracy_ci/step1"])
 
 
 # --- the rest -----------------------------------------------------------------------------------------------------

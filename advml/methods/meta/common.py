@@ -126,7 +126,8 @@ class MetaLearner(Method):
 
     def evaluate(self, split: SplitName) -> Metrics:
         """Over the view's fixed tasks: `accuracy` (or `mse`) after the last step of adaptation, half the width of its
-        95 % interval `accuracy_ci`, both after each step as `accuracy/step0`, …, and the query examples' `loss`.
+        95 % interval `accuracy_ci`, both after each step as `accuracy/step0`, … (of errors also `mse_median/step0`, …),
+        and the query examples' `loss`.
         """
         count = 0 if split == "train" else self.view.count(split)
         if not count:
@@ -144,6 +145,9 @@ class MetaLearner(Method):
             steps = self.steps_asked(len(means))
             found |= {f"{name}/step{step}": value for step, value in zip(steps, means, strict=True)}
             found |= {f"{name}_ci/step{step}": value for step, value in zip(steps, widths, strict=True)}
+            if name == "mse":  # one task on which steps of this length diverge makes the mean what it likes
+                medians = torch.cat(scores, 1).quantile(0.5, 1)
+                found |= {f"mse_median/step{step}": value for step, value in zip(steps, medians, strict=True)}
         return found
 
     def steps_asked(self, rows: int) -> Sequence[int]:

@@ -19,7 +19,7 @@ def adaptation_curve(
     records: Sequence[Record], metric: str, steps_asked: Callable[[int], Sequence[int]] = range
 ) -> Mapping[str, Curve]:
     """`adaptation`: the mean of the metric over the test tasks after each step, of the last state, with its 95 %
-    interval. `steps_asked`: that of `MetaLearner`.
+    interval; of errors, the mean and the median. `steps_asked`: that of `MetaLearner`.
     """
     tests = [record for record in records if record["split"] == "test" and record.get("state") != "best"]
     newest = tests[-1] if tests else {}
@@ -27,10 +27,15 @@ def adaptation_curve(
     widths = [value for name, value in newest.items() if name.startswith(f"{metric}_ci/step")]
     if not means or None in (*means, *widths):
         return {}
+    title, x_title = "Adaptation to test tasks", "steps of adaptation"
+    medians = [value for name, value in newest.items() if name.startswith(f"{metric}_median/step")]
+    if medians:
+        lines: dict[str, Sequence[float | None]] = {"mean": means, "median": medians}
+        log = min(*means, *medians) > 0
+        return {"adaptation": Curve(steps_asked(len(means)), lines, x_title, metric, title, log=log)}
     low, high = ([mean + sign * width for mean, width in zip(means, widths, strict=True)] for sign in (-1, 1))
-    lines: dict[str, Sequence[float | None]] = {"mean": means, "lower 95 %": low, "upper 95 %": high}
-    title = "Adaptation to test tasks"
-    return {"adaptation": Curve(steps_asked(len(means)), lines, "steps of adaptation", metric, title)}
+    lines = {"mean": means, "lower 95 %": low, "upper 95 %": high}
+    return {"adaptation": Curve(steps_asked(len(means)), lines, x_title, metric, title)}
 
 
 def fits(
