@@ -183,7 +183,7 @@ class TestFit:
             "view=stream: method=supervised reads a plain view, not stream; use view=plain"
         ]
         assert said(view="episodes_of_nobody") == [
-            "view=plain: method=supervised reads a episodes_of_nobody view, not plain; use view=one that gives it"
+            "view=plain: method=supervised reads an episodes_of_nobody view, not plain; use view=one that gives it"
         ]
 
     def test_target(self, said):

@@ -39,7 +39,10 @@ def check_fit(bound: Bound) -> None:
         mistakes.append(f"{dataset}: {method} needs data; choose a data set (see: advml list datasets)")
     elif bound.view.cls.kind != needs.view:
         fitting = " or ".join(_views_of_kind(needs.view)) or "one that gives it"
-        mistakes.append(f"{view}: {method} reads a {needs.view} view, not {bound.view.cls.kind}; use view={fitting}")
+        article = "an" if needs.view[0] in "aeiou" else "a"
+        mistakes.append(
+            f"{view}: {method} reads {article} {needs.view} view, not {bound.view.cls.kind}; use view={fitting}"
+        )
     elif spec.drawn and not getattr(bound.view.cls, "undivided", False):
         mistakes.append(f"{dataset}: draws tasks, which {method} cannot read; use another data set")
     else:

@@ -176,7 +176,7 @@ class TestRefusals:
         )
 
     def test_a_plain_view(self, play):
-        assert "reads a episodes view" in refused(play, "method=protonet", "view=plain")
+        assert "reads an episodes view" in refused(play, "method=protonet", "view=plain")
 
     def test_half_precision(self, play):
         line = refused(play, *few_shot("protonet", "mlp", "precision=bf16"))
