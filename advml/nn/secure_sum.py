@@ -13,6 +13,7 @@ and no key is exchanged or shared among clients; whoever runs it sees everything
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Annotated
 
@@ -49,7 +50,7 @@ def bound(bits: int, fraction_bits: int, terms: int) -> float:
 
     Each weighted term is rounded by half a unit at most: 2^(b−1) − 1 − terms units are left for the sum itself.
     """
-    return (2 ** (bits - 1) - 1 - terms) / 2**fraction_bits
+    return math.ldexp(2 ** (bits - 1) - 1 - terms, -fraction_bits)
 
 
 def encode(values: Tensor, fraction_bits: int) -> Tensor:

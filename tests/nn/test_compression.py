@@ -1,4 +1,4 @@
-"""Compressed updates: error feedback loses nothing, quantisation is right on average, bytes are those of real messages."""
+"""Compressed updates: error feedback loses nothing, quantisation is right on average, bytes are those of messages."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Masked sums equal the plain sums of the same whole numbers bit for bit, whoever drops out; a message tells nothing."""
+"""Masked sums are bit for bit the plain sums of the same whole numbers, whoever drops out; a message tells nothing."""
 
 import itertools
 
