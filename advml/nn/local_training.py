@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from advml.contracts import Batch, Classes, Network, Target
 from advml.nn.chain_sgd import ChainSgd
-from advml.nn.losses import LossName, at_least_float32
+from advml.nn.losses import REGRESSION, LossName, at_least_float32
 from advml.nn.optimisers import Optimiser, OptimiserSettings, make_optimiser
 from advml.nn.replicas import ENGINES, Batched, Parameters, Replicas, Unsuited, Vmapped
 
@@ -57,10 +57,10 @@ def example_losses(name: LossName, target: Target, smoothing: float = 0.0) -> Ex
             )
 
         return entropy
-    measure = {"auto": F.mse_loss, "mse": F.mse_loss, "l1": F.l1_loss, "huber": F.huber_loss}[name]
+    measure: Callable[..., Tensor] = REGRESSION["mse" if name == "auto" else name]
 
     def distance(outputs: Tensor, wanted: Tensor) -> Tensor:
-        each: Tensor = measure(at_least_float32(outputs).reshape(wanted.shape), wanted, reduction="none")
+        each = measure(at_least_float32(outputs).reshape(wanted.shape), wanted, reduction="none")
         return each.flatten(2).mean(2) if each.dim() > 2 else each
 
     return distance

@@ -8,34 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
-from annotated_types import Interval
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advml.artifacts import Artifact
-from advml.config import Fraction, PositiveInt, settings
-from advml.contracts import (
-    At,
-    Batch,
-    Classes,
-    Context,
-    Method,
-    Metrics,
-    Needs,
-    Network,
-    Objective,
-    Phase,
-    Real,
-    Record,
-    SplitName,
-    Step,
-)
-from advml.data.clients import Clients
+from advml.config import settings
+from advml.contracts import At, Batch, Context, Metrics, Objective, SplitName, Step
 from advml.errors import ConfigError
-from advml.methods.federated import curves, measuring
+from advml.methods.federated import measuring
+from advml.methods.federated.rounds import Rounds, RoundSettings
 from advml.nn.aggregation import WeightedSum, Weighting, cohort, shares
 from advml.nn.local_training import (
     LocalEngine,
@@ -47,8 +31,6 @@ from advml.nn.local_training import (
     local_batches,
     local_replicas,
 )
-from advml.nn.losses import LossName, make_loss
-from advml.nn.optimisers import OptimiserSettings, learning_rate
 from advml.nn.replicas import Parameters, Unsuited, has_batch_norm
 
 Rows = dict[str, Tensor]
@@ -56,27 +38,12 @@ Rows = dict[str, Tensor]
 
 
 @settings
-class FederatedSettings(OptimiserSettings):
+class FederatedSettings(RoundSettings):
     """Keys of every federated method: configs/method/_base/federated.yaml."""
 
-    rounds: PositiveInt
-    fraction: Annotated[float, Interval(gt=0, le=1)]
-    epochs: PositiveInt
-    batch_size: PositiveInt | None
-    loss: LossName
-    label_smoothing: Fraction
     weighting: Weighting
     batch_norm: Literal["average", "local", "refuse"]
     engine: LocalEngine
-    targets: tuple[Annotated[float, Interval(ge=0)], ...]
-    curve: Literal["none", "valid", "test"]
-    curve_every: PositiveInt
-    stop_at_targets: bool
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.stop_at_targets and (self.curve == "none" or not self.targets):
-            raise ValueError("stop_at_targets: needs targets and a curve to reach them; set targets and curve")
 
 
 @dataclass(frozen=True)
@@ -85,7 +52,7 @@ class Update:
 
     `deltas`: by how much what is summed has changed: parameters, floating buffers, and what a method adds.
     `counters`: integer buffers, of which the server takes the largest. `kept`: what stays with the clients.
-    `loss`: summed over `samples` examples, 0-d.
+    `loss`: summed over `samples` examples, 0-d. `beside`: gradients for what is not sent.
     """
 
     clients: list[int]
@@ -95,14 +62,37 @@ class Update:
     updates: int
     counters: Rows = field(default_factory=dict)
     kept: Rows = field(default_factory=dict)
+    beside: int = 0
 
 
-class Federated(Method):
+class Tally:
+    """What a round amounts to."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.samples = self.updates = self.gradients = self.sent = 0
+        self.counters: dict[str, Tensor] = {}
+
+    def add(self, update: Update, sent: int) -> None:
+        """A chunk's work, and the bytes it sent besides its counters."""
+        self.losses.append(update.loss)
+        self.samples += update.samples
+        self.updates += update.updates
+        self.gradients += update.samples + update.beside
+        self.sent += sent + bytes_of(update.counters)
+        for name, value in update.counters.items():
+            largest = value.amax(0)
+            self.counters[name] = torch.maximum(self.counters.get(name, largest), largest)
+
+    def loss(self) -> Tensor:
+        """The mean over the examples trained on; undefined where there are none."""
+        return torch.stack(self.losses).sum() / self.samples if self.samples else torch.tensor(float("nan"))
+
+
+class Federated(Rounds):
     """Algorithm 1 of McMahan et al. 2017, with places for what others put there."""
 
     settings: ClassVar[type] = FederatedSettings
-    needs = Needs(view="clients", targets=(Classes, Real), precisions=("float32", "float64"))
-    objective = Objective("accuracy", "valid", "max")
 
     # --- a round ---
 
@@ -111,26 +101,25 @@ class Federated(Method):
         round = at.index
         cohort = self.cohort(round)
         steps = dict(zip(cohort, self.work(round, cohort, [self.planned(client) for client in cohort]), strict=True))
-        order = sorted((k for k in cohort if steps[k]), key=lambda k: (-steps[k], -self.sizes[k], k))
+        order = self.order(steps)
         weight = dict(zip(order, self.weights(order).tolist(), strict=True))
         total = self.new_sum(round, cohort, torch.tensor([weight.get(k, 0.0) for k in cohort], dtype=torch.float64))
-        losses, sent = [], 0
-        for update in self.updates(round, [(chunk, [steps[k] for k in chunk]) for chunk in self.chunks(order, steps)]):
-            deltas, size = self.uplink(round, update.clients, update.deltas)
-            weights = torch.tensor([weight[k] for k in update.clients], dtype=torch.float64)
-            total.add(update.clients, deltas, weights)
+        jobs = [(chunk, [steps[client] for client in chunk]) for chunk in self.chunks(order, steps)]
+        tally = Tally()
+        for update in self.updates(round, jobs):
+            received, sent = self.uplink(round, update.clients, update.deltas)
+            total.add(update.clients, received, torch.tensor([weight[k] for k in update.clients], dtype=torch.float64))
             self.keep(update)
-            losses.append(update.loss)
-            sent += size + _bytes(update.counters)
-            self.context.count(samples=update.samples, updates=update.updates, gradients=update.samples)
-            self.seen += update.samples
+            tally.add(update, sent)
         self.serve(round, total.total(), order)
-        received = len(cohort) * self.downlink()
-        self.context.count(bytes_up=sent, bytes_down=received)
-        loss = torch.stack(losses).sum() / self.seen if losses else torch.tensor(float("nan"))
-        self.seen = 0
-        found = {"loss": loss, "clients": len(order), "bytes_up": sent, "bytes_down": received}
-        return self._with_curve(at, found)
+        self.raise_counters(tally.counters)
+        return self.with_curve(at, self.counted(tally, len(order), len(cohort) * self.downlink()))
+
+    def counted(self, tally: Tally, clients: int, received: int) -> dict[str, Any]:
+        """The metrics of a round; its work goes into the budget."""
+        work = {"samples": tally.samples, "updates": tally.updates, "gradients": tally.gradients}
+        self.context.count(**work, bytes_up=tally.sent, bytes_down=received)
+        return {"loss": tally.loss(), "clients": clients, "bytes_up": tally.sent, "bytes_down": received}
 
     def cohort(self, round: int) -> list[int]:
         """The clients of a round, in ascending order."""
@@ -139,7 +128,8 @@ class Federated(Method):
     def planned(self, client: int) -> int:
         """How many local steps a client has to do: E epochs."""
         sizes = batch_sizes(self.sizes[client], self.config.batch_size, not self.normed)
-        return len(sizes) * self.config.epochs
+        epochs: int = self.config.epochs
+        return len(sizes) * epochs
 
     def work(self, round: int, cohort: list[int], planned: list[int]) -> list[int]:
         """How many local steps each does of those planned; 0 = it drops out."""
@@ -155,7 +145,7 @@ class Federated(Method):
 
     def uplink(self, round: int, clients: list[int], deltas: Rows) -> tuple[Rows, int]:
         """(what the server receives of the clients' deltas, bytes that were sent)."""
-        return deltas, _bytes(deltas)
+        return deltas, bytes_of(deltas)
 
     def downlink(self) -> int:
         """Bytes that the server sends to each client of a cohort: all that is not the client's own."""
@@ -169,7 +159,17 @@ class Federated(Method):
             if name in mean:
                 value.add_(mean[name])
 
+    @torch.no_grad()
+    def raise_counters(self, largest: Mapping[str, Tensor]) -> None:
+        """Integer buffers are not averaged: the largest of the round's counts."""
+        for name, value in largest.items():
+            self.counters[name].copy_(value)
+
     # --- on the clients ---
+
+    def order(self, steps: Mapping[int, int]) -> list[int]:
+        """The clients that do any work, those with the most steps and examples first: neighbours are alike."""
+        return sorted((k for k in steps if steps[k]), key=lambda k: (-steps[k], -self.sizes[k], k))
 
     def chunks(self, order: list[int], steps: Mapping[int, int]) -> Iterator[list[int]]:
         """The clients that train side by side: as many as are fast, and with batch norm only of equal sizes."""
@@ -195,7 +195,7 @@ class Federated(Method):
         """
         values = self.start(clients)
         loss, samples = self.train(round, clients, steps, values, "order", self.pull(clients))
-        return self.update(clients, values, loss, samples, steps)
+        return self.update(round, clients, values, loss, samples, steps)
 
     def train(
         self, round: int, clients: list[int], steps: list[int], values: Parameters, purpose: str, pull: Pull | None
@@ -220,10 +220,6 @@ class Federated(Method):
         loss = self.training.train(values, list(self.parameters), batches, fetch, self.rate(round), pull)
         return loss, sum(len(batch) for rows in batches for batch in rows)
 
-    def rate(self, round: int) -> float:
-        """The local learning rate of a round."""
-        return learning_rate(self.config, round, self.config.rounds)
-
     def pull(self, clients: list[int]) -> Pull | None:
         """What is added to these clients' gradients."""
         return None
@@ -237,7 +233,9 @@ class Federated(Method):
                 rows[name][row] = self.kept[client][name]
         return rows
 
-    def update(self, clients: list[int], values: Parameters, loss: Tensor, samples: int, steps: list[int]) -> Update:
+    def update(
+        self, round: int, clients: list[int], values: Parameters, loss: Tensor, samples: int, steps: list[int]
+    ) -> Update:
         """What training has changed. `values` become the deltas."""
         deltas = {name: values[name].sub_(value.detach()) for name, value in self.shared.items()}
         counters = {name: values[name] for name in self.counters}
@@ -245,38 +243,31 @@ class Federated(Method):
         return Update(clients, deltas, loss, samples, sum(steps), counters, kept)
 
     def keep(self, update: Update) -> None:
-        """Store what stays with the clients; of counters the server takes the largest."""
-        for row, client in enumerate(update.clients):
-            if update.kept:
+        """Store what stays with the clients."""
+        if update.kept:
+            for row, client in enumerate(update.clients):
                 self.kept[client] = {name: value[row].clone() for name, value in update.kept.items()}
-        for name, value in update.counters.items():
-            current = self.counters[name]
-            current.copy_(torch.maximum(current, value.amax(0)))
 
     # --- a run ---
 
     def setup(self, context: Context) -> None:
         """The global network, and how copies of it are trained."""
-        self.context, self.config = context, context.settings
-        self.view: Clients = context.data
-        if isinstance(self.view.spec.target, Real):
-            self.objective = Objective(self.objective.metric.replace("accuracy", "mse"), "valid", "min")
-        self.network = context.build()
+        super().setup(context)
+        config = self.config
         self.sizes: list[int] = self.view.sizes.tolist()
         self.kept: dict[int, dict[str, Tensor]] = {}
-        self.seen = 0  # examples in the round at hand
         self._name_values()
-        config, target = self.config, self.view.spec.target
         try:
-            make_loss(config.loss, target, config.label_smoothing)
             self.replicas = local_replicas(self.network, config.engine)
-        except (Unsuited, ValueError) as error:
+        except Unsuited as error:
             raise ConfigError(f"method.{error}") from None
-        self.training = LocalTraining(
-            self.replicas, example_losses(config.loss, target, config.label_smoothing), config
-        )
+        losses = example_losses(config.loss, self.view.spec.target, config.label_smoothing)
+        self.training = LocalTraining(self.replicas, losses, config)
         self.at_once = copies_at_once(self.network, self.replicas)
         self.noisy = any(getattr(module, "p", 0) or getattr(module, "dropout", 0) for module in self.network.modules())
+        self.personalised = bool(self.own)
+        if self.personalised:
+            self.objective = Objective(f"personal_{self.objective.metric}", "valid", self.objective.mode)
 
     def _name_values(self) -> None:
         """Which values are trained, which summed, which stay with the clients."""
@@ -285,7 +276,7 @@ class Federated(Method):
         if norms and self.config.batch_norm == "refuse":
             raise ConfigError("method.batch_norm: refuse, and model.norm is batch; use average, local or another norm")
         if norms and min(self.sizes) == 1:
-            raise ConfigError("model.norm=batch: a client has one example only, of which a batch norm has no statistics")
+            raise ConfigError("model.norm=batch: a client has one example, of which it has no statistics")
         state = self.network.state_dict(keep_vars=True)
         local = self.config.batch_norm == "local"
         self.own = {name for name in state if local and name.rpartition(".")[0] in norms}
@@ -294,27 +285,36 @@ class Federated(Method):
         self.shared = {name: value for name, value in shared.items() if value.is_floating_point()}
         self.counters = {name: value for name, value in shared.items() if not value.is_floating_point()}
 
-    def phases(self) -> Sequence[Phase]:
-        """One phase of rounds."""
-        return [Phase("train", "round", self.config.rounds)]
+    def personal(self, clients: list[int]) -> Parameters:
+        """The values with which these clients work, [r, *shape], where they are `personalised`."""
+        return self.start(clients)
 
     def evaluate(self, split: SplitName) -> Metrics:
-        """The global network on the whole split, and each client's own examples: see measuring.py."""
-        return measuring.measured(self, split)
+        """The global network as in `Rounds`; where clients have models of their own, these too: `personal_…`."""
+        found = measuring.of_all(self.network, self.view, split)
+        if found and self.personalised:
+            name = "personal_accuracy" if "accuracy" in found else "personal_mse"
+            owned = self.view.shares[split].owned
+            found = {**found, **measuring.over_clients(self.personal_scores(split), owned, name)}
+        return found
 
-    def personal(self, clients: list[int]) -> Parameters | None:
-        """The values with which these clients work, [r, *shape]; None = everyone with the global network."""
-        return self.start(clients) if self.own else None
+    @torch.no_grad()
+    def personal_scores(self, split: SplitName) -> Tensor:
+        """Of each example how good its owner's own model is on it, float64 [N]; 0 for those of nobody."""
+        shares = self.view.shares[split]
+        found = torch.zeros(len(shares.seen), dtype=torch.float64, device=self.context.device)
+        steps = {client: self.planned(client) for client, index in enumerate(shares.owned) if len(index)}
+        for chunk in self.chunks(self.order(steps), steps):
+            owned = [shares.owned[client] for client in chunk]
+            measuring.score_chunk(self.replicas, self.personal(chunk), shares.seen, owned, found)
+        return found
 
-    def _with_curve(self, at: At, metrics: dict[str, Any]) -> Step:
-        """The metrics, with those of the whole split that `curve` names where it is time for it."""
-        config = self.config
-        if config.curve == "none" or not (at.last or (at.index + 1) % config.curve_every == 0):
-            return Step(metrics)
-        name = "accuracy" if isinstance(self.view.spec.target, Classes) else "mse"
-        found = measuring.of_network(self.network, self.view, config.curve)[name]
-        reached = config.stop_at_targets and curves.reached(float(found), config.targets, name)
-        return Step(metrics | {f"{config.curve}_{name}": found}, end_phase=reached)
+    def spread(self) -> Mapping[str, Artifact]:
+        """The clients' own scores, by the global network and by their own."""
+        scores = {"the global network": measuring.global_scores(self.network, self.view, "test")}
+        if self.personalised:
+            scores["their own"] = self.personal_scores("test")
+        return measuring.spread(self.view, scores)
 
     def state_dict(self) -> dict[str, Any]:
         """The global network and what clients keep."""
@@ -329,22 +329,7 @@ class Federated(Method):
             for client, values in state["kept"].items()
         }
 
-    def result(self) -> Network | None:
-        """The global network."""
-        return self.network
 
-    def summary(self, records: Sequence[Record]) -> Metrics:
-        """`rounds_to_T` for each target T: null where it was not reached."""
-        return curves.rounds_to_targets(records, self.config.targets, self.config.curve, self.objective)
-
-    def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
-        """The partition, curves by rounds and bytes, and how the clients' own scores are spread."""
-        return {
-            **curves.partition(self.view),
-            **curves.by_rounds(records, self.config.curve, self.objective),
-            **measuring.spread(self),
-        }
-
-
-def _bytes(rows: Mapping[str, Tensor]) -> int:
+def bytes_of(rows: Mapping[str, Tensor]) -> int:
+    """The size of these tensors."""
     return sum(value.numel() * value.element_size() for value in rows.values())

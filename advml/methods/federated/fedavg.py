@@ -14,8 +14,9 @@ class Settings(FederatedSettings):
 
 
 class FedAvg(Federated):
-    """w ← Σ_{k∈S} n_k / n_S · w_k: the clients' networks, averaged. With `batch_norm=local` it is FedBN (Li et al. 2021):
-    each client keeps its own batch norms.
+    """w ← Σ_{k∈S} n_k / n_S · w_k: the clients' networks, averaged.
+
+    With `batch_norm=local` it is FedBN (Li et al. 2021): each client keeps its own batch norms.
     """
 
     settings: ClassVar[type] = Settings

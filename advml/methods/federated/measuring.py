@@ -1,14 +1,14 @@
-"""How good the global network is, and how good each client's own model is on its own held-out examples."""
+"""How good a network is as a whole, and for each client on its own held-out examples."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from advml.artifacts import Artifact, Curve
-from advml.contracts import Metrics, Network, SplitName
+from advml.contracts import Metrics, Network, Split, SplitName
 from advml.data.clients import Clients
 from advml.nn.evaluation import measure, predict
 from advml.nn.local_training import side_by_side
@@ -18,38 +18,26 @@ AT_ONCE = 2**14  # examples of all clients of a chunk together
 BINS = 20  # of the histogram of the clients' accuracies
 
 
-class Measured(Protocol):
-    """What of a federated method is needed here."""
-
-    network: Network
-    view: Clients
-    replicas: Replicas
-    at_once: int
-
-    def personal(self, clients: list[int]) -> Parameters | None:
-        """The values with which these clients work; None = with the global network."""
-        ...
+def whole(view: Clients, split: SplitName) -> Split:
+    """The split as the data set has it."""
+    return {"train": view.train, "valid": view.valid, "test": view.test}[split]
 
 
 def of_network(network: Network, view: Clients, split: SplitName) -> Metrics:
     """The usual metrics of a network on the whole split."""
-    return measure(network, {"train": view.train, "valid": view.valid, "test": view.test}[split])
+    return measure(network, whole(view, split))
 
 
-def measured(method: Measured, split: SplitName) -> Metrics:
-    """`accuracy` … of the global network on the whole split; over the clients, by their own examples of the split,
-    `client_accuracy` (mean), `client_accuracy_weighted`, `client_accuracy_p10`, `client_accuracy_p90`; the same as
-    `personal_accuracy` … where clients have models of their own. `mse` instead, for real targets.
+def of_all(network: Network, view: Clients, split: SplitName) -> Metrics:
+    """`accuracy` … of the network on the whole split; over the clients, by their own examples of the split,
+    `client_accuracy` (mean), `client_accuracy_weighted`, `client_accuracy_p10`, `client_accuracy_p90`; `mse` instead
+    of accuracy for real targets.
     """
-    found = dict(of_network(method.network, method.view, split))
+    found = of_network(network, view, split)
     if not found:
         return {}
-    name = "accuracy" if "accuracy" in found else "mse"
-    found |= over_clients(global_scores(method, split), method.view.shares[split].owned, f"client_{name}")
-    personal = personal_scores(method, split)
-    if personal is not None:
-        found |= over_clients(personal, method.view.shares[split].owned, f"personal_{name}")
-    return found
+    name = "client_accuracy" if "accuracy" in found else "client_mse"
+    return {**found, **over_clients(global_scores(network, view, split), view.shares[split].owned, name)}
 
 
 def scores_of(outputs: Tensor, target: Tensor) -> Tensor:
@@ -59,35 +47,26 @@ def scores_of(outputs: Tensor, target: Tensor) -> Tensor:
     return (outputs.argmax(1) == target).double()
 
 
-def global_scores(method: Measured, split: SplitName) -> Tensor:
-    """`scores_of` the global network, each example as its owner sees it: one pass for all clients."""
-    seen = method.view.seen(split)
-    return scores_of(predict(method.network, seen), seen.target)
+def global_scores(network: Network, view: Clients, split: SplitName) -> Tensor:
+    """`scores_of` the network, each example as its owner sees it: one pass for all clients."""
+    seen = view.seen(split)
+    return scores_of(predict(network, seen), seen.target)
 
 
 @torch.no_grad()
-def personal_scores(method: Measured, split: SplitName) -> Tensor | None:
-    """`scores_of` each example's owner's model; None where clients have none of their own."""
-    shares = method.view.shares[split]
-    clients = [client for client, index in enumerate(shares.owned) if len(index)]
-    if not clients or method.personal(clients[:1]) is None:
-        return None
-    found = torch.zeros(len(shares.seen), dtype=torch.float64, device=shares.seen.device)
-    clients.sort(key=lambda client: (-len(shares.owned[client]), client))
-    for at in range(0, len(clients), method.at_once):
-        chunk = clients[at : at + method.at_once]
-        values = method.personal(chunk)
-        assert values is not None
-        parts = [shares.owned[client].split(max(1, AT_ONCE // len(chunk))) for client in chunk]
-        for number in range(len(parts[0])):
-            rows = [part[number] for part in parts if len(part) > number]
-            index, _ = side_by_side(rows)
-            inputs, target, _ = shares.seen.batch(index.flatten().to(found.device))
-            given = {name: value.unflatten(0, index.shape) for name, value in inputs.items()}
-            few = {name: value[: len(rows)] for name, value in values.items()}
-            outputs = method.replicas.outputs(few, given, dropout=False).flatten(0, 1)
-            found[index.flatten().to(found.device)] = scores_of(outputs, target)
-    return found
+def score_chunk(
+    replicas: Replicas, values: Parameters, seen: Split, owned: Sequence[Tensor], found: Tensor
+) -> None:
+    """`scores_of` clients' own models, values [r, *shape], on their own examples, put in `found`."""
+    pieces = [index.split(max(1, AT_ONCE // len(owned))) for index in owned]
+    for number in range(max(map(len, pieces))):
+        rows = [row for row, parts in enumerate(pieces) if len(parts) > number]
+        index, _ = side_by_side([pieces[row][number] for row in rows])
+        places = index.flatten().to(found.device)
+        inputs, target, _ = seen.batch(places)
+        given = {name: value.unflatten(0, index.shape) for name, value in inputs.items()}
+        few = values if len(rows) == len(owned) else {name: value[rows] for name, value in values.items()}
+        found[places] = scores_of(replicas.outputs(few, given, dropout=False).flatten(0, 1), target)
 
 
 def means(scores: Tensor, owned: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
@@ -112,20 +91,17 @@ def over_clients(scores: Tensor, owned: tuple[Tensor, ...], name: str) -> dict[s
     return {name: each.mean(), f"{name}_weighted": weighted, f"{name}_p10": low, f"{name}_p90": high}
 
 
-def spread(method: Measured) -> dict[str, Artifact]:
-    """`client_accuracy`: how many clients have which accuracy on their own test examples, in 20 bins."""
-    if method.view.test.target.is_floating_point() or not len(method.view.test):
+def spread(view: Clients, scores: Mapping[str, Tensor]) -> dict[str, Artifact]:
+    """`client_accuracy`: how many clients have which accuracy on their own test examples, in 20 bins.
+
+    `scores`: of each model, `scores_of` the test examples.
+    """
+    owned = view.shares["test"].owned
+    if view.test.target.is_floating_point() or not any(map(len, owned)):
         return {}
-    owned = method.view.shares["test"].owned
-    rows = {"global model": global_scores(method, "test")}
-    personal = personal_scores(method, "test")
-    if personal is not None:
-        rows["own model"] = personal
     lines = {}
-    for name, scores in rows.items():
-        each, _ = means(scores, owned)
-        if not len(each):
-            return {}
+    for name, values in scores.items():
+        each, _ = means(values, owned)
         bins = (each * BINS).long().clamp(max=BINS - 1).cpu()
         lines[name] = torch.bincount(bins, minlength=BINS).tolist()
     centres = [(number + 0.5) / BINS for number in range(BINS)]
