@@ -2,9 +2,10 @@
 
 One round:  Δ = (Σ_{k sampled} w_k Δ_k min(1, C/‖Δ_k‖) + N(0, (σ C max w)²)) / (q W)
 
-with w_k = min(n_k/ŵ, 1) and W = Σ_k w_k over all clients, and whatever the server makes of Δ. The denominator is what the
-sampled weights add up to on average, not what they came to: that is private. A round without any client adds its noise all the same. The norm is taken over
-all parameters together; statistics of batch norms are no part of it and must not be sent.
+with w_k = min(n_k/ŵ, 1) and W = Σ_k w_k over all clients, and whatever the server makes of Δ. The denominator is what
+the sampled weights add up to on average, not what they came to: that is private. A round without any client adds its
+noise all the same. The norm is taken over all parameters together; statistics of batch norms are no part of it and must
+not be sent.
 
 With `quantile` the bound C follows that quantile of the norms, by a noisy count of the updates below it (Andrew et al.
 2021); the count costs its share of the noise.
@@ -26,8 +27,8 @@ from advml.nn.accounting import Sampling, Statement, epsilon, noise_for, state, 
 from advml.nn.aggregation import WeightedSum, cohort, cohort_size
 from advml.nn.privacy import (
     add_noise,
-    clip_factors,
     client_weights,
+    clip_factors,
     next_clip,
     noise_beside_count,
     noise_deviation,

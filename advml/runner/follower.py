@@ -31,7 +31,9 @@ def main(parent: int) -> None:
     needed = pickle.load(sys.stdin.buffer)
     try:
         bound = bind(needed.tree)
-        store = dist.TCPStore("127.0.0.1", needed.port, needed.size, is_master=False, timeout=PATIENCE)
+        store = dist.TCPStore(  # type: ignore[attr-defined]
+            "127.0.0.1", needed.port, needed.size, is_master=False, timeout=PATIENCE
+        )
         store.add("here", 1)
         device = own_device(environment.resolve_device(bound.run.device), bound.run.device, needed.rank)
         follow(bound, World(needed.rank, needed.size, device, store), needed.threads)

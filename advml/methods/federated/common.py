@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -19,8 +20,9 @@ from advml.config import settings
 from advml.contracts import At, Batch, Context, Metrics, Objective, SplitName, Step
 from advml.errors import ConfigError
 from advml.methods.federated import measuring
-from advml.methods.federated.rounds import Rounds, RoundSettings
-from advml.nn.aggregation import WeightedSum, Weighting, cohort, shares
+from advml.methods.federated.channel import Rows, bytes_of
+from advml.methods.federated.extras import Extras, ExtraSettings
+from advml.methods.federated.together import updates_together
 from advml.nn.local_training import (
     LocalEngine,
     LocalTraining,
@@ -33,15 +35,11 @@ from advml.nn.local_training import (
 )
 from advml.nn.replicas import Parameters, Unsuited, has_batch_norm
 
-Rows = dict[str, Tensor]
-"""Name → [r, *shape]: a value for each of r clients."""
-
 
 @settings
-class FederatedSettings(RoundSettings):
+class FederatedSettings(ExtraSettings):
     """Keys of every federated method: configs/method/_base/federated.yaml."""
 
-    weighting: Weighting
     batch_norm: Literal["average", "local", "refuse"]
     engine: LocalEngine
 
@@ -89,7 +87,7 @@ class Tally:
         return torch.stack(self.losses).sum() / self.samples if self.samples else torch.tensor(float("nan"))
 
 
-class Federated(Rounds):
+class Federated(Extras):
     """Algorithm 1 of McMahan et al. 2017, with places for what others put there."""
 
     settings: ClassVar[type] = FederatedSettings
@@ -113,7 +111,8 @@ class Federated(Rounds):
             tally.add(update, sent)
         self.serve(round, total.total(), order)
         self.raise_counters(tally.counters)
-        return self.with_curve(at, self.counted(tally, len(order), len(cohort) * self.downlink()))
+        told = self.counted(tally, len(order), len(cohort) * self.downlink()) | self.end_round(round)
+        return self.with_curve(at, told)
 
     def counted(self, tally: Tally, clients: int, received: int) -> dict[str, Any]:
         """The metrics of a round; its work goes into the budget."""
@@ -121,31 +120,11 @@ class Federated(Rounds):
         self.context.count(**work, bytes_up=tally.sent, bytes_down=received)
         return {"loss": tally.loss(), "clients": clients, "bytes_up": tally.sent, "bytes_down": received}
 
-    def cohort(self, round: int) -> list[int]:
-        """The clients of a round, in ascending order."""
-        return cohort(len(self.view), self.config.fraction, self.context.rng("cohort", round))
-
     def planned(self, client: int) -> int:
         """How many local steps a client has to do: E epochs."""
         sizes = batch_sizes(self.sizes[client], self.config.batch_size, not self.normed)
         epochs: int = self.config.epochs
         return len(sizes) * epochs
-
-    def work(self, round: int, cohort: list[int], planned: list[int]) -> list[int]:
-        """How many local steps each does of those planned; 0 = it drops out."""
-        return planned
-
-    def weights(self, clients: list[int]) -> Tensor:
-        """What each client's update is multiplied by in the sum, float64 [m] on the CPU."""
-        return shares(torch.tensor([self.sizes[client] for client in clients]), self.config.weighting)
-
-    def new_sum(self, round: int, cohort: list[int], weights: Tensor) -> WeightedSum:
-        """An empty sum for a round; weights [m] of the cohort, 0 for those that drop out."""
-        return WeightedSum()
-
-    def uplink(self, round: int, clients: list[int], deltas: Rows) -> tuple[Rows, int]:
-        """(what the server receives of the clients' deltas, bytes that were sent)."""
-        return deltas, bytes_of(deltas)
 
     def downlink(self) -> int:
         """Bytes that the server sends to each client of a cohort: all that is not the client's own."""
@@ -185,6 +164,9 @@ class Federated(Rounds):
 
     def updates(self, round: int, chunks: Sequence[tuple[list[int], list[int]]]) -> Iterator[Update]:
         """What comes of each chunk (clients, local steps of each), in this order."""
+        if self.context.world.size > 1:
+            yield from updates_together(self.context.world, chunks, Update, partial(self.local, round))
+            return
         for clients, steps in chunks:
             yield self.local(round, clients, steps)
 
@@ -266,6 +248,7 @@ class Federated(Rounds):
         self.at_once = copies_at_once(self.network, self.replicas)
         self.noisy = any(getattr(module, "p", 0) or getattr(module, "dropout", 0) for module in self.network.modules())
         self.personalised = bool(self.own)
+        self.set_up_extras()
         if self.personalised:
             self.objective = Objective(f"personal_{self.objective.metric}", "valid", self.objective.mode)
 
@@ -291,7 +274,7 @@ class Federated(Rounds):
 
     def evaluate(self, split: SplitName) -> Metrics:
         """The global network as in `Rounds`; where clients have models of their own, these too: `personal_…`."""
-        found = measuring.of_all(self.network, self.view, split)
+        found = super().evaluate(split)
         if found and self.personalised:
             name = "personal_accuracy" if "accuracy" in found else "personal_mse"
             owned = self.view.shares[split].owned
@@ -317,11 +300,13 @@ class Federated(Rounds):
         return measuring.spread(self.view, scores)
 
     def state_dict(self) -> dict[str, Any]:
-        """The global network and what clients keep."""
-        return {"network": self.network.state_dict(), "kept": {k: dict(values) for k, values in self.kept.items()}}
+        """The global network, what clients keep, and what their settings need."""
+        kept = {client: dict(values) for client, values in self.kept.items()}
+        return {"network": self.network.state_dict(), "kept": kept, **self.extra_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore both."""
+        """Restore all of it."""
+        self.load_extra_state(state)
         self.network.load_state_dict(state["network"])
         device = self.context.device
         self.kept = {
@@ -329,7 +314,3 @@ class Federated(Rounds):
             for client, values in state["kept"].items()
         }
 
-
-def bytes_of(rows: Mapping[str, Tensor]) -> int:
-    """The size of these tensors."""
-    return sum(value.numel() * value.element_size() for value in rows.values())

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from advml.artifacts import Artifact, Json
 from advml.config import PositiveInt, settings
-from advml.contracts import Context, Metrics
+from advml.contracts import Metrics, Record, SplitName
 from advml.errors import ConfigError
 from advml.methods.federated.channel import Channel, Rows
-from advml.methods.federated.rounds import RoundSettings
+from advml.methods.federated.rounds import Rounds, RoundSettings
 from advml.nn.aggregation import Weighting, cohort, shares
 from advml.nn.compression import CompressionSettings
 from advml.nn.participation import Share, StragglerSettings, planned_work
@@ -50,12 +50,13 @@ class Sum(Protocol):
         ...
 
 
-class Extras:
-    """What the settings of `ExtraSettings` do in a round. `set_up_extras` comes after the method's own setup."""
+class Extras(Rounds):
+    """What the settings of `ExtraSettings` do in a round. `set_up_extras` comes last in a method's setup.
 
-    privacy_refused: ClassVar[str | None] = None  # why a method cannot be private, if it cannot
-    context: Context
-    config: Any
+    `privacy_refused`: why a method cannot be private, where it cannot.
+    """
+
+    privacy_refused: ClassVar[str | None] = None
     sizes: list[int]
     parameters: dict[str, nn.Parameter]
     shared: dict[str, Tensor]
@@ -63,7 +64,8 @@ class Extras:
     def set_up_extras(self) -> None:
         """Raises ConfigError for settings that exclude each other."""
         config = self.config
-        self.channel = Channel(config.compression, config.secure_aggregation, self.parameters, self.context)
+        sent = {name: value for name, value in self.parameters.items() if name in self.shared}
+        self.channel = Channel(config.compression, config.secure_aggregation, sent, self.context)
         self.privacy = None if config.privacy.kind == "none" else self._private()
 
     def _private(self) -> ClientPrivacy:
@@ -122,19 +124,28 @@ class Extras:
             return self.privacy.new_sum(round, self.shared)
         return self.channel.new_sum(round, cohort)
 
-    def end_round(self, round: int) -> Mapping[str, Any]:
+    def end_round(self, round: int) -> dict[str, Any]:
         """What else the record of a round tells."""
-        return self.channel.end_round() if self.privacy is None else self.privacy.end_round(round)
+        return dict(self.channel.end_round() if self.privacy is None else self.privacy.end_round(round))
 
     # --- the rest of a run ---
 
-    def spent(self) -> Metrics:
-        """ε so far, for the records; nothing without privacy."""
-        return {} if self.privacy is None else {"epsilon": self.privacy.epsilon()}
+    def evaluate(self, split: SplitName) -> Metrics:
+        """The network on the whole split and over the clients; with privacy, ε of the rounds so far."""
+        found = super().evaluate(split)
+        return {**found, "epsilon": self.privacy.epsilon()} if found and self.privacy is not None else found
 
-    def promised(self) -> Mapping[str, Artifact]:
-        """The statement of what is promised, for a file."""
-        return {} if self.privacy is None else {"privacy": Json(self.privacy.to_dict())}
+    def summary(self, records: Sequence[Record]) -> Metrics:
+        """Rounds to each target; with privacy, ε and δ of the whole run."""
+        found = super().summary(records)
+        if self.privacy is None:
+            return found
+        return {**found, "epsilon": self.privacy.epsilon(), "delta": self.privacy.delta}
+
+    def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
+        """Partition, curves and spread; with privacy, the statement of what is promised."""
+        found = super().artifacts(records)
+        return found if self.privacy is None else {**found, "privacy": Json(self.privacy.to_dict())}
 
     def extra_state(self) -> dict[str, Any]:
         """What the next round depends on."""

@@ -17,7 +17,7 @@ Made = TypeVar("Made")
 
 
 def updates_together(
-    world: World, chunks: Sequence[Chunk], kind: type[Made], train: Callable[[list[int], list[int]], Made]
+    world: World, chunks: Sequence[Chunk], kind: Callable[..., Made], train: Callable[[list[int], list[int]], Made]
 ) -> Iterator[Made]:
     """The update (a dataclass `kind`) of each chunk in the order of chunks: chunk c is trained by rank c mod n.
 
@@ -43,7 +43,7 @@ def _message(update: Any) -> dict[str, Tensor]:
     return message
 
 
-def _values(kind: type, message: dict[str, Tensor]) -> dict[str, Any]:
+def _values(kind: Any, message: dict[str, Tensor]) -> dict[str, Any]:
     """The fields back from a message."""
     types = {field.name: field.type for field in fields(kind)}
     values: dict[str, Any] = {}
