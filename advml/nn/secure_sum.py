@@ -38,7 +38,7 @@ class SecureSettings:
     neighbours: PositiveInt | None
 
     def __post_init__(self) -> None:
-        if self.fraction_bits > self.bits - 8:
+        if self.enabled and self.fraction_bits > self.bits - 8:
             raise ValueError(f"fraction_bits: leave 8 of {self.bits} bits or more for what is before the point")
 
 
