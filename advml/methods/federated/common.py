@@ -6,6 +6,7 @@ The parts that a method or a setting may replace: `cohort`, `work`, `weights`, `
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
@@ -16,7 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from advml.artifacts import Artifact
 from advml.config import settings
-from advml.contracts import At, Batch, Context, Metrics, Objective, SplitName, Step
+from advml.contracts import At, Batch, Context, Metrics, Network, Objective, SplitName, Step
 from advml.errors import ConfigError
 from advml.methods.federated import measuring
 from advml.methods.federated.rounds import Rounds, RoundSettings
@@ -198,9 +199,19 @@ class Federated(Rounds):
         return self.update(round, clients, values, loss, samples, steps)
 
     def train(
-        self, round: int, clients: list[int], steps: list[int], values: Parameters, purpose: str, pull: Pull | None
+        self,
+        round: int,
+        clients: list[int],
+        steps: list[int],
+        values: Parameters,
+        purpose: str,
+        pull: Pull | None,
+        lr: float | None = None,
     ) -> tuple[Tensor, int]:
-        """Move values [r, *shape] in place by so many local steps; (the loss summed over examples, their number)."""
+        """Move values [r, *shape] in place by so many local steps; (the loss summed over examples, their number).
+
+        `purpose` keys the order of the examples; `lr` is by default the round's.
+        """
         batches = [
             local_batches(
                 self.view.owned[client],
@@ -212,12 +223,13 @@ class Federated(Rounds):
             for client, count in zip(clients, steps, strict=True)
         ]
         if self.noisy:  # dropout draws from the global generator: make it the chunk's own, whoever computes it
-            torch.manual_seed(int(torch.randint(2**62, (), generator=self.context.rng("noise", round, clients[0]))))
+            torch.manual_seed(self.context.rng("noise", purpose, round, clients[0]).initial_seed())
 
         def fetch(index: Tensor) -> Batch:
             return self.view.batch(clients[: len(index)], index)
 
-        loss = self.training.train(values, list(self.parameters), batches, fetch, self.rate(round), pull)
+        rate = self.rate(round) if lr is None else lr
+        loss = self.training.train(values, list(self.parameters), batches, fetch, rate, pull)
         return loss, sum(len(batch) for rows in batches for batch in rows)
 
     def pull(self, clients: list[int]) -> Pull | None:
@@ -265,8 +277,14 @@ class Federated(Rounds):
         self.training = LocalTraining(self.replicas, losses, config)
         self.at_once = copies_at_once(self.network, self.replicas)
         self.noisy = any(getattr(module, "p", 0) or getattr(module, "dropout", 0) for module in self.network.modules())
-        self.personalised = bool(self.own)
-        if self.personalised:
+        self.personalised = False
+        if self.own:
+            self.personalise()
+
+    def personalise(self) -> None:
+        """Clients have models of their own, and these are what matters."""
+        if not self.personalised:
+            self.personalised = True
             self.objective = Objective(f"personal_{self.objective.metric}", "valid", self.objective.mode)
 
     def _name_values(self) -> None:
@@ -291,7 +309,7 @@ class Federated(Rounds):
 
     def evaluate(self, split: SplitName) -> Metrics:
         """The global network as in `Rounds`; where clients have models of their own, these too: `personal_…`."""
-        found = measuring.of_all(self.network, self.view, split)
+        found = super().evaluate(split)
         if found and self.personalised:
             name = "personal_accuracy" if "accuracy" in found else "personal_mse"
             owned = self.view.shares[split].owned
@@ -309,9 +327,20 @@ class Federated(Rounds):
             measuring.score_chunk(self.replicas, self.personal(chunk), shares.seen, owned, found)
         return found
 
+    def result(self) -> Network:
+        """The global network. Where clients keep their own batch norms, these are in it as the clients' mean."""
+        if not self.own or not self.kept:
+            return self.network
+        network, all_own = copy.deepcopy(self.network), list(self.kept.values())
+        state = network.state_dict()
+        for name in self.own:
+            rows = torch.stack([own[name] for own in all_own])
+            state[name].copy_(rows.mean(0) if rows.is_floating_point() else rows.amax(0))
+        return network
+
     def spread(self) -> Mapping[str, Artifact]:
         """The clients' own scores, by the global network and by their own."""
-        scores = {"the global network": measuring.global_scores(self.network, self.view, "test")}
+        scores = {"the global network": measuring.global_scores(self.result(), self.view, "test")}
         if self.personalised:
             scores["their own"] = self.personal_scores("test")
         return measuring.spread(self.view, scores)
