@@ -6,6 +6,7 @@ The parts that a method or a setting may replace: `cohort`, `work`, `weights`, `
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from advml.artifacts import Artifact
 from advml.config import settings
-from advml.contracts import At, Batch, Context, Metrics, Objective, SplitName, Step
+from advml.contracts import At, Batch, Context, Metrics, Network, Objective, SplitName, Step
 from advml.errors import ConfigError
 from advml.methods.federated import measuring
 from advml.methods.federated.channel import Rows, bytes_of
@@ -180,9 +181,19 @@ class Federated(Extras):
         return self.update(round, clients, values, loss, samples, steps)
 
     def train(
-        self, round: int, clients: list[int], steps: list[int], values: Parameters, purpose: str, pull: Pull | None
+        self,
+        round: int,
+        clients: list[int],
+        steps: list[int],
+        values: Parameters,
+        purpose: str,
+        pull: Pull | None,
+        lr: float | None = None,
     ) -> tuple[Tensor, int]:
-        """Move values [r, *shape] in place by so many local steps; (the loss summed over examples, their number)."""
+        """Move values [r, *shape] in place by so many local steps; (the loss summed over examples, their number).
+
+        `purpose` keys the order of the examples; `lr` is by default the round's.
+        """
         batches = [
             local_batches(
                 self.view.owned[client],
@@ -194,12 +205,13 @@ class Federated(Extras):
             for client, count in zip(clients, steps, strict=True)
         ]
         if self.noisy:  # dropout draws from the global generator: make it the chunk's own, whoever computes it
-            torch.manual_seed(int(torch.randint(2**62, (), generator=self.context.rng("noise", round, clients[0]))))
+            torch.manual_seed(self.context.rng("noise", purpose, round, clients[0]).initial_seed())
 
         def fetch(index: Tensor) -> Batch:
             return self.view.batch(clients[: len(index)], index)
 
-        loss = self.training.train(values, list(self.parameters), batches, fetch, self.rate(round), pull)
+        rate = self.rate(round) if lr is None else lr
+        loss = self.training.train(values, list(self.parameters), batches, fetch, rate, pull)
         return loss, sum(len(batch) for rows in batches for batch in rows)
 
     def pull(self, clients: list[int]) -> Pull | None:
@@ -247,9 +259,15 @@ class Federated(Extras):
         self.training = LocalTraining(self.replicas, losses, config)
         self.at_once = copies_at_once(self.network, self.replicas)
         self.noisy = any(getattr(module, "p", 0) or getattr(module, "dropout", 0) for module in self.network.modules())
-        self.personalised = bool(self.own)
         self.set_up_extras()
-        if self.personalised:
+        self.personalised = False
+        if self.own:
+            self.personalise()
+
+    def personalise(self) -> None:
+        """Clients have models of their own, and these are what matters."""
+        if not self.personalised:
+            self.personalised = True
             self.objective = Objective(f"personal_{self.objective.metric}", "valid", self.objective.mode)
 
     def _name_values(self) -> None:
@@ -292,9 +310,20 @@ class Federated(Extras):
             measuring.score_chunk(self.replicas, self.personal(chunk), shares.seen, owned, found)
         return found
 
+    def result(self) -> Network:
+        """The global network. Where clients keep their own batch norms, these are in it as the clients' mean."""
+        if not self.own or not self.kept:
+            return self.network
+        network, all_own = copy.deepcopy(self.network), list(self.kept.values())
+        state = network.state_dict()
+        for name in self.own:
+            rows = torch.stack([own[name] for own in all_own])
+            state[name].copy_(rows.mean(0) if rows.is_floating_point() else rows.amax(0))
+        return network
+
     def spread(self) -> Mapping[str, Artifact]:
         """The clients' own scores, by the global network and by their own."""
-        scores = {"the global network": measuring.global_scores(self.network, self.view, "test")}
+        scores = {"the global network": measuring.global_scores(self.result(), self.view, "test")}
         if self.personalised:
             scores["their own"] = self.personal_scores("test")
         return measuring.spread(self.view, scores)

@@ -87,20 +87,20 @@ class Rounds(Method):
         if config.curve == "none" or not (at.last or (at.index + 1) % config.curve_every == 0):
             return Step(metrics)
         name = "accuracy" if isinstance(self.view.spec.target, Classes) else "mse"
-        found = measuring.of_network(self.network, self.view, config.curve)[name]
+        found = measuring.of_network(self.result(), self.view, config.curve)[name]
         assert found is not None
         ended = config.stop_at_targets and curves.reached(float(found), config.targets, name)
         return Step(metrics | {f"{config.curve}_{name}": found}, end_phase=ended)
 
     def evaluate(self, split: SplitName) -> Metrics:
         """The network on the whole split, and over the clients, each on its own examples: see measuring.py."""
-        return measuring.of_all(self.network, self.view, split)
+        return measuring.of_all(self.result(), self.view, split)
 
     def spread(self) -> Mapping[str, Artifact]:
         """The clients' own scores."""
-        return measuring.spread(self.view, {"the network": measuring.global_scores(self.network, self.view, "test")})
+        return measuring.spread(self.view, {"the network": measuring.global_scores(self.result(), self.view, "test")})
 
-    def result(self) -> Network | None:
+    def result(self) -> Network:
         """The network."""
         return self.network
 
