@@ -1,10 +1,11 @@
-"""Compression, masks, stragglers and privacy in whole rounds: what they reduce to, what they count, what they refuse."""
+"""Compression, masks, stragglers and privacy in whole rounds: what they reduce to, count and refuse."""
 
 import math
 import threading
 
 import pytest
 import torch
+from runs import assert_same_state
 
 from advml.contracts import At
 from advml.errors import ConfigError
@@ -15,6 +16,8 @@ SMALL = (
     "precision=float64",
 )  # fmt: skip
 PARAMETERS = 64 * 10 + 10
+MASKED = "method.secure_aggregation.enabled=true"
+OWN_NORMS = ("model=mlp", "model.norm=batch", "method.batch_norm=local")
 PRIVATE = ("method.privacy.kind=client", "method.privacy.noise=1.0", "method.privacy.delta=0.001")
 
 
@@ -87,7 +90,7 @@ def test_masked_rounds_are_plain_rounds_in_fixed_point(after, neighbours, dropou
     """Each round's mean is off by half a unit for each client at most; local training hardly widens that here."""
     words = (f"method.dropout={dropout}", "method.secure_aggregation.fraction_bits=30")
     masked = after(
-        *words, "method.secure_aggregation.enabled=true", "method.secure_aggregation.bits=40",
+        *words, MASKED, "method.secure_aggregation.bits=40",
         f"method.secure_aggregation.neighbours={neighbours}",
     )  # fmt: skip
     open_ = after(*words)
@@ -156,9 +159,8 @@ def test_an_update_moves_the_network_by_no_more_than_the_bound(after):
         "method.rounds=1", "method.lr=1.0",
     )  # fmt: skip
     start = after("method.dropout=1.0", "method.rounds=1")
-    moved = math.sqrt(
-        sum(float((a - b).square().sum()) for a, b in zip(bounded.weights().values(), start.weights().values(), strict=True))
-    )
+    pairs = zip(bounded.weights().values(), start.weights().values(), strict=True)
+    moved = math.sqrt(sum(float((a - b).square().sum()) for a, b in pairs))
     assert 0.002 < moved <= 0.01 * (1 + 1e-9)
     assert bounded.steps[0]["clipped"] == 1.0
     assert bounded.steps[0]["clip"] == 0.01
@@ -198,8 +200,9 @@ def test_the_shipped_private_run_learns_and_keeps_its_promise(play):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (("method.secure_aggregation.enabled=true", "method.compression.kind=topk"), r"use method\.compression\.kind=none"),
-        ((*PRIVATE, "method.secure_aggregation.enabled=true"), r"use method\.secure_aggregation\.enabled=false"),
+        ((MASKED, "method.compression.kind=topk"), r"use method\.compression\.kind=none"),
+        ((*PRIVATE, MASKED), r"use method\.secure_aggregation\.enabled=false"),
+        (("method=scaffold", *PRIVATE), r"method\.privacy: SCAFFOLD sends its variates"),
         ((*PRIVATE, "model=mlp", "model.norm=batch", "method.batch_norm=average"), r"batch_norm=local"),
         ((*PRIVATE, "method.privacy.quantile=0.5"), r"method\.privacy\.count_noise: "),
         (("method.privacy.kind=client",), r"method\.privacy\.noise: "),
@@ -241,9 +244,9 @@ class Rank:
 
 
 @pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("words", [(), ("model=mlp", "model.norm=batch", "method.batch_norm=local")], ids=["plain", "own"])
+@pytest.mark.parametrize("words", [(), OWN_NORMS, ("method=scaffold",)], ids=["plain", "own", "scaffold"])
 def test_shared_among_several_the_bits_are_those_of_one(play, same, size, words):
-    words = (*words, "method.engine=loop", "method.epochs=2")
+    words = (*words, "method.engine=loop", "method.epochs=2", "view=clients")
     alone, world = play(*SMALL, *words).go(), Threads(size)
     ranks = [play(*SMALL, *words) for _ in range(size)]
     for rank, run in enumerate(ranks):
@@ -258,5 +261,5 @@ def test_shared_among_several_the_bits_are_those_of_one(play, same, size, words)
         assert same(run.weights(), alone.weights())
         assert run.steps == alone.steps
         assert run.budget.counts == alone.budget.counts
-        assert run.method.state_dict()["kept"].keys() == alone.method.state_dict()["kept"].keys()
+        assert_same_state(run.method.state_dict(), alone.method.state_dict())
     assert len(seen) == 4 * -(-6 // size)  # this one trained its share only

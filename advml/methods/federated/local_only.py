@@ -9,7 +9,8 @@ from torch import Tensor
 
 from advml.config import settings
 from advml.contracts import Context
-from advml.methods.federated.common import Federated, FederatedSettings, Rows, Update
+from advml.methods.federated.channel import Rows
+from advml.methods.federated.common import Federated, FederatedSettings, Update
 from advml.nn.aggregation import masses
 from advml.nn.replicas import Parameters
 
