@@ -8,11 +8,11 @@ Setting: 20 clients of 60 images 28×28, all in every round, the 2NN of McMahan 
 DataLoader and trains with torch.optim; `tight` indexes tensors and updates in place. Flower runs its own FedAvg over
 Ray with the naive client, on as many processes as there are cores, at most two.
 
-Equality comes first: after two rounds in float64 no weight may differ by more than 1e-12 (Flower: 1e-10; it sums in the
-order in which clients answer), or nothing is timed. Then in float32, one thread: medians of CPU times of rounds that take
-turns. Flower is compared by the wall clock, its rounds after the first and its whole job of 11 rounds from a fresh process
-to its end, beside a fresh process of ours. With other work on the machine ratios move by tens of percent: take them for
-provisional unless the load is low.
+Equality comes first: after two rounds in float64 no weight may differ by more than 1e-12 (Flower: 1e-10; it sums in
+the order in which clients answer), or nothing is timed. Then in float32, one thread: medians of CPU times of rounds
+that take turns. Flower is compared by the wall clock: its rounds after the first, and its whole job of 11 rounds from a
+fresh process to its end, beside a fresh process of ours. With other work on the machine ratios move by tens of percent:
+take them for provisional unless the load is low.
 
 Population: K clients of 6 images, all in one round, K from 100 to 10,000; CPU time per client, and how much the largest
 resident memory of the process grew while training.

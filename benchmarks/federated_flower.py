@@ -1,6 +1,6 @@
 """The same rounds in Flower's simulation: its own FedAvg on the server, `trained` on the clients.
 
-    python benchmarks/federated_flower.py ROUNDS DTYPE PROCESSES      prints a line of JSON: seconds of each round, weights
+    python benchmarks/federated_flower.py ROUNDS DTYPE PROCESSES FILE      weights, and in FILE.json the rounds' seconds
 """
 
 from __future__ import annotations
@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import sys
 import time
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import torch
 from federated_setting import clients, network, trained
@@ -40,10 +42,10 @@ def train(message: Message, context: Context) -> Message:
 class Timed(FedAvg):  # type: ignore[misc]
     """Notes when each round begins."""
 
-    def configure_train(self, server_round, arrays, config, grid):  # type: ignore[no-untyped-def]
+    def configure_train(self, *given: Any, **named: Any) -> Any:
         """As it is."""
         BEGAN.append(time.perf_counter())
-        return super().configure_train(server_round, arrays, config, grid)
+        return super().configure_train(*given, **named)
 
 
 BEGAN: list[float] = []
@@ -73,5 +75,5 @@ if __name__ == "__main__":
         server_app=server_app, client_app=client_app, num_supernodes=COUNT,
         backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": processes}},
     )  # fmt: skip
-    seconds = [later - earlier for earlier, later in zip(BEGAN, BEGAN[1:], strict=False)]
+    seconds = [later - earlier for earlier, later in pairwise(BEGAN)]
     Path(sys.argv[4] + ".json").write_text(json.dumps(seconds))

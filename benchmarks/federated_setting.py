@@ -1,4 +1,4 @@
-"""The setting of benchmarks/federated.py: clients with random images, our method on them, and a plain client's training.
+"""The setting of benchmarks/federated.py: clients with random images, our method on them, a plain client's training.
 
 A module of its own because Flower's worker processes import it.
 """
