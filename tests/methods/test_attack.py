@@ -27,12 +27,13 @@ def test_of_a_private_network_both_are_told(play):
 
 def test_the_numbers_are_those_of_the_losses(play):
     run = play("method=supervised", *OVERFITTED, "method.epochs=3").go()
-    losses = []
+    odds = []
     for split in (run.view.train, run.view.test):
         batch = split.batch(slice(None))
         logits = run.method.network.eval()(batch.inputs)
-        losses.append(torch.nn.functional.cross_entropy(logits, batch.target, reduction="none").detach())
-    assert run.method.summary([])["attack_auc"] == pytest.approx(auc(*(-loss for loss in losses)).value)
+        chance = logits.detach().double().softmax(1)[torch.arange(len(logits)), batch.target]
+        odds.append((chance / (1 - chance)).log())
+    assert run.method.summary([])["attack_auc"] == pytest.approx(auc(*odds).value)
 
 
 def test_real_targets_are_refused(play):
