@@ -114,7 +114,7 @@ class TestPublishedBugs:
         states = [train_alone(played, played.method.network, 0, client)[0] for client in range(5)]
         found, sizes = played.go().weights(), played.view.sizes
         means = torch.stack([state["body.1.running_mean"] for state in states])
-        torch.testing.assert_close(found["body.1.running_mean"], (sizes / sizes.sum()).double() @ means)
+        torch.testing.assert_close(found["body.1.running_mean"], (sizes.double() / sizes.sum()) @ means)
         assert not torch.allclose(found["body.1.running_mean"], means[0], rtol=1e-3)
         assert int(found["body.1.num_batches_tracked"]) == max(len(batches_of(played, 0, k)) for k in range(5))
 
