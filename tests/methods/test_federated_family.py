@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from federated_words import QUANTITY, average, close, drawn, federated, refused, train_alone
 
-from advml.methods.federated.curves import crossing, rounds_to_targets
 from advml.contracts import Objective
+from advml.methods.federated.curves import crossing, rounds_to_targets
 
 
 @pytest.mark.parametrize("engine", ["loop", "batched"])

@@ -46,21 +46,23 @@ def test_shares():
     assert len(shares(sizes[:0], "samples")) == 0
 
 
+VALUES = {"a": torch.randn(7, 3, 2, generator=torch.Generator().manual_seed(0)), "b": torch.arange(7.0) / 3}
+
+
 class TestSum:
-    values = {"a": torch.randn(7, 3, 2, generator=torch.Generator().manual_seed(0)), "b": torch.arange(7.0) / 3}
     weights = shares(torch.tensor([3, 1, 4, 1, 5, 9, 2]), "samples")
 
     def summed(self, *cuts):
         total, at = WeightedSum(), 0
         for cut in (*cuts, 7):
             rows = slice(at, cut)
-            total.add(range(at, cut), {name: value[rows] for name, value in self.values.items()}, self.weights[rows])
+            total.add(range(at, cut), {name: value[rows] for name, value in VALUES.items()}, self.weights[rows])
             at = cut
         return total.total()
 
     def test_it_is_the_weighted_sum(self):
         for name, value in self.summed().items():
-            expected = torch.tensordot(self.weights, self.values[name].double(), 1)
+            expected = torch.tensordot(self.weights, VALUES[name].double(), 1)
             torch.testing.assert_close(value.double(), expected, rtol=1e-6, atol=1e-6)
 
     @pytest.mark.parametrize("cuts", [(1,), (3,), (1, 2, 3, 4, 5, 6), (5, 6)])
@@ -72,6 +74,6 @@ class TestSum:
         assert WeightedSum().total() == {}
 
     def test_what_was_given_stays(self):
-        before = self.values["a"].clone()
+        before = VALUES["a"].clone()
         self.summed(2)
-        assert torch.equal(before, self.values["a"])
+        assert torch.equal(before, VALUES["a"])
