@@ -276,10 +276,14 @@ class Federated(Extras):
         self.normed = has_batch_norm(self.network)
         if norms and self.config.batch_norm == "refuse":
             raise ConfigError("method.batch_norm: refuse, and model.norm is batch; use average, local or another norm")
+        if norms and self.config.batch_size == 1:
+            raise ConfigError("method.batch_size: 1, of which a batch norm has no statistics; use 2 or more")
         if norms and min(self.sizes) == 1:
-            raise ConfigError("model.norm=batch: a client has one example, of which it has no statistics")
+            raise ConfigError("model.norm=batch: a client has one example, of which it has no statistics; give it more")
         state = self.network.state_dict(keep_vars=True)
         local = self.config.batch_norm == "local"
+        if local and not norms:
+            raise ConfigError("method.batch_norm: local, and the model has none; use model.norm=batch, or average")
         self.own = {name for name in state if local and name.rpartition(".")[0] in norms}
         self.parameters: dict[str, nn.Parameter] = dict(self.network.named_parameters())
         shared = {name: value for name, value in state.items() if name not in self.own}

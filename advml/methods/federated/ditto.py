@@ -43,7 +43,7 @@ class Ditto(Federated):
         """FedAvg's, and a step of the clients' own models."""
         sent = super().local(round, clients, steps)
         values = self.personal(clients)
-        _, samples = self.train(round, clients, steps, values, "own order", self.held())
+        _, samples = self.train(round, clients, steps, values, "order", self.held())
         kept = {**sent.kept, **{OWN + name: value for name, value in values.items()}}
         return replace(sent, kept=kept, beside=samples)
 
