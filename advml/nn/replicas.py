@@ -3,7 +3,9 @@
 A copy is a value for every parameter; the copies' values lie side by side, [R, *shape] for R copies. Outputs are
 differentiable to second order in them, so that a step of gradient descent can itself be learned through.
 
-Batch norm uses the statistics of the examples at hand, of each copy by itself, and never running averages.
+Batch norm uses the statistics of the examples at hand, of each copy by itself, and no running averages: unless
+copies `remember`. Then these are among their values by name, kept up to date in place where dropout is on (training),
+and used where it is off.
 """
 
 from __future__ import annotations
@@ -80,11 +82,11 @@ def normalised(values: Tensor, first: int | None, axes: tuple[int, ...], eps: fl
     return (values - mean) * torch.rsqrt(variance + eps)
 
 
-def _bare(network: Network, seen: _Seen, native: bool) -> Network:
+def _bare(network: Network, seen: _Seen, native: bool, remember: bool) -> Network:
     """The form of the network: the same parameters under the same names, batch norms without running averages."""
     shared = {id(parameter): parameter for parameter in network.parameters()}
     bare = copy.deepcopy(network, shared)
-    for module in list(bare.modules()):
+    for module in () if remember else list(bare.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, _BatchNorm):
                 setattr(module, name, _Normalised(child, seen, native))
@@ -108,9 +110,9 @@ class Replicas:
     engine: ClassVar[str] = "loop"
     at_once: int | None = 1
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, remember: bool = False) -> None:
         self.seen = _Seen()
-        self.network = _bare(network, self.seen, native=True)
+        self.network = _bare(network, self.seen, native=True, remember=remember)
 
     def outputs(
         self, parameters: Parameters, inputs: Inputs, reference: Inputs | None = None, dropout: bool = False
@@ -171,9 +173,9 @@ class Vmapped(Replicas):
 
     engine = "vmap"
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, remember: bool = False) -> None:
         self.seen = _Seen()
-        self.network = _bare(network, self.seen, native=False)
+        self.network = _bare(network, self.seen, native=False, remember=remember)
         # On a CPU as many as stay in its cache, on a GPU as many as there are.
         self.at_once = AT_ONCE if next(network.parameters()).device.type == "cpu" else None
 
@@ -209,8 +211,8 @@ class Batched(Replicas):
     engine = "batched"
     at_once = None
 
-    def __init__(self, network: Network) -> None:
-        super().__init__(network)
+    def __init__(self, network: Network, remember: bool = False) -> None:
+        super().__init__(network, remember)
         self.chain = chain_of(self.network)
         linear = {name for name, module in self.chain if isinstance(module, nn.Linear)}
         self.of_linear = {name for name, _ in self.network.named_parameters() if name.rpartition(".")[0] in linear}
@@ -265,6 +267,8 @@ class Batched(Replicas):
                     hidden = _scaled(F.layer_norm(hidden, module.normalized_shape, eps=module.eps), weight, bias)
                 case _Normalised():
                     hidden = _scaled(normalised(hidden, self.seen.first, (1,), module.eps), weight, bias)
+                case nn.BatchNorm1d():
+                    hidden = _scaled(_remembered(hidden, module, name, parameters), weight, bias)
                 case _:
                     hidden = module(hidden)
         return hidden
@@ -276,6 +280,22 @@ class Call(NamedTuple):
     name: str
     read: Tensor
     given: Tensor
+
+
+def _remembered(rows: Tensor, norm: nn.BatchNorm1d, name: str, values: Parameters) -> Tensor:
+    """rows [R, B, F] normalised by themselves in training, which moves the running averages [R, F]; else by those."""
+    assert norm.momentum is not None
+    mean, variance = values[f"{name}.running_mean"], values[f"{name}.running_var"]
+    if not norm.training:
+        return (rows - mean.unsqueeze(1)) * torch.rsqrt(variance.unsqueeze(1) + norm.eps)
+    examples = rows.shape[1]
+    if examples < 2:
+        raise ValueError("batch norm: a single example has no variance")
+    with torch.no_grad():
+        mean.lerp_(rows.mean(1), norm.momentum)
+        variance.lerp_(rows.var(1), norm.momentum)
+        values[f"{name}.num_batches_tracked"].add_(1)
+    return normalised(rows, None, (1,), norm.eps)
 
 
 def _affine(rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -293,7 +313,7 @@ def _scaled(rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 SERVED = (
-    nn.Linear, nn.LayerNorm, _Normalised,
+    nn.Linear, nn.LayerNorm, nn.BatchNorm1d, _Normalised,
     nn.ReLU, nn.Tanh, nn.Softplus, nn.GELU, nn.Sigmoid, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Dropout, nn.Identity,
 )  # fmt: skip
 

@@ -1,0 +1,1 @@
+"""Federated learning: clients train on examples of their own, a server sums what they send."""

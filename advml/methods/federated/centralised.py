@@ -1,0 +1,63 @@
+"""All examples in one place: the baseline that tells what is lost by leaving them with the clients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+from advml.config import settings
+from advml.contracts import At, Context, Step
+from advml.methods.federated.rounds import Rounds, RoundSettings
+from advml.nn.optimisers import make_optimiser
+from advml.nn.training import batches_of, minibatches, train
+
+
+@settings
+class Settings(RoundSettings):
+    """Those of rounds."""
+
+
+class Centralised(Rounds):
+    """Mini-batch training on the pooled examples of all clients, with one optimiser throughout.
+
+    A round takes C · E epochs, as many examples as the clients of a round of FedAvg do together.
+    """
+
+    settings: ClassVar[type] = Settings
+
+    def setup(self, context: Context) -> None:
+        """And the optimiser."""
+        super().setup(context)
+        config = self.config
+        self.optimiser = make_optimiser(self.network.parameters(), config)
+        self.examples = len(self.view.train)
+        self.batch_size = min(config.batch_size or self.examples, self.examples)
+        self.per_round = config.fraction * config.epochs * -(-self.examples // self.batch_size)
+
+    def step(self, at: At) -> Step:
+        """A round's updates: over all rounds C · E epochs each, rounded once."""
+        start, stop = (max(number, round(number * self.per_round)) for number in (at.index, at.index + 1))
+        indices = minibatches(
+            self.examples, self.batch_size, start, stop, lambda epoch: self.context.rng("order", epoch)
+        )
+        loss = train(
+            self.network,
+            batches_of(self.view.train, indices),
+            lambda outputs, batch: self.loss(outputs, batch),
+            self.optimiser,
+            settings=replace(self.config, lr=self.rate(at.index), schedule="constant", warmup=0),
+            update=start,
+            total=stop,
+            count=self.context.count,
+        )
+        return self.with_curve(at, {"loss": loss})
+
+    def state_dict(self) -> dict[str, Any]:
+        """Network and optimiser."""
+        return {"network": self.network.state_dict(), "optimiser": self.optimiser.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore both."""
+        self.network.load_state_dict(state["network"])
+        self.optimiser.load_state_dict(state["optimiser"])
