@@ -44,6 +44,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "reptile": "advml.methods.meta.reptile:Reptile",
         "pretrain_finetune": "advml.methods.meta.pretrain_finetune:PretrainFinetune",
         "nearest_neighbour": "advml.methods.meta.nearest_neighbour:NearestNeighbour",
+        "vqe": "advml.methods.quantum.vqe:Vqe",
     },
     "dataset": {
         "none": "advml.data.none:NoData",

@@ -1,4 +1,4 @@
-"""Fewer classes, fewer numbers, angles: what `dataset.keep_classes`, `dataset.pca` and `normalise` make of any data set.
+"""Fewer classes, fewer numbers, angles: what `keep_classes`, `pca` and `normalise` make of any data set.
 
 Principal components and ranges are those of the training examples alone.
 """
