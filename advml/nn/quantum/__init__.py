@@ -1,1 +1,1 @@
-"""Quantum circuits as readable PennyLane code, and two ways to run them: PennyLane itself, and a fast engine in torch."""
+"""Quantum circuits as readable PennyLane code, run by PennyLane itself or by a fast engine in torch."""
