@@ -81,6 +81,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "cnn": "advml.models.cnn:Cnn",
         "conv4": "advml.models.conv4:Conv4",
         "char_lstm": "advml.models.char_lstm:CharLstm",
+        "quantum": "advml.models.quantum:Quantum",
+        "quanvolution": "advml.models.quantum:Quanvolution",
         "run": "advml.models.run:FromRun",
     },
 }
