@@ -45,6 +45,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "pretrain_finetune": "advml.methods.meta.pretrain_finetune:PretrainFinetune",
         "nearest_neighbour": "advml.methods.meta.nearest_neighbour:NearestNeighbour",
         "vqe": "advml.methods.quantum.vqe:Vqe",
+        "qaoa": "advml.methods.quantum.qaoa:Qaoa",
+        "barren_plateau": "advml.methods.quantum.barren_plateau:BarrenPlateau",
     },
     "dataset": {
         "none": "advml.data.none:NoData",
