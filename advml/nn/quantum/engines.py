@@ -7,13 +7,18 @@ that functional_call, vmap, per-example gradients and averaged weights all reach
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from advml.errors import ConfigError
 from advml.nn.quantum.circuits import Circuit
-from advml.nn.quantum.observables import Observable, to_pennylane
+from advml.nn.quantum.fused import FusedSimulator
+from advml.nn.quantum.observables import Expectations, Observable, to_pennylane
+from advml.nn.quantum.simulator import PlainSimulator
+from advml.nn.quantum.tracing import Untraceable, trace
 
 EngineName = Literal["auto", "pennylane", "fast"]
 Weights = Mapping[str, Tensor]
@@ -51,9 +56,76 @@ def make_engine(
     `shots`: measurements an expectation value is estimated from, None = exact. `noise`: probability of a depolarising
     error after each gate, on each of its qubits. `device` and `diff_method` are PennyLane's.
     """
+    reason = _beyond_fast(device, shots, noise, diff_method)
+    if engine != "pennylane" and reason is None:
+        try:
+            return FastEngine(circuit, observables)
+        except Untraceable as error:
+            reason = f"the fast engine does not know {error}"
+    if engine == "fast":
+        raise ConfigError(f"model.engine=fast: {reason}; use auto or pennylane")
     made = PennyLaneEngine(circuit, observables, device, shots, noise, diff_method)
-    made.reason = None
+    made.reason = reason if engine == "auto" else None
     return made
+
+
+def _beyond_fast(device: str, shots: int | None, noise: float, diff_method: str) -> str | None:
+    """What of the settings only PennyLane can do, or None."""
+    if shots is not None:
+        return "shots are drawn by PennyLane"
+    if noise:
+        return "noise is PennyLane's"
+    if device != "default.qubit":
+        return f"device {device} is PennyLane's"
+    return None if diff_method in ("best", "backprop") else f"{diff_method} is PennyLane's way to differentiate"
+
+
+class FastEngine(Engine):
+    """The traced circuit in torch alone; values and gradients are exact. Raises Untraceable.
+
+    `plain=True` goes gate by gate, to check the fused steps against.
+    """
+
+    def __init__(self, circuit: Circuit, observables: Sequence[Observable], plain: bool = False) -> None:
+        super().__init__()
+        self.circuit = circuit
+        traced = trace(circuit)
+        self.simulator = PlainSimulator(traced) if plain else FusedSimulator(traced)
+        order = None if plain else self.simulator.order
+        diagonal = all(set(word) <= set("IZ") for observable in observables for word in observable)
+        self.folded = diagonal and order is not None
+        self.expectations = Expectations(observables, circuit.qubits, order if self.folded else None)
+
+    def forward(self, inputs: Tensor | None, weights: Weights) -> Tensor:
+        """See `Engine.forward`."""
+        with _full_precision(weights):
+            inputs = _prepared(self.circuit, inputs, weights)
+            states = self.simulator(inputs, weights, ordered=False) if self.folded else self.simulator(inputs, weights)
+            values: Tensor = self.expectations(states)
+        return values
+
+    def states(self, inputs: Tensor | None, weights: Weights) -> Tensor:
+        """See `Engine.states`."""
+        with _full_precision(weights):
+            found: Tensor = self.simulator(_prepared(self.circuit, inputs, weights), weights)
+        return found
+
+
+def _prepared(circuit: Circuit, inputs: Tensor | None, weights: Weights) -> Tensor | None:
+    if inputs is None:
+        return None
+    for values in weights.values():
+        inputs = inputs.to(values.dtype)
+        break
+    return circuit.prepared(inputs)
+
+
+def _full_precision(weights: Weights) -> AbstractContextManager[Any]:
+    """No bf16 regions: amplitudes would lose what makes them interfere."""
+    for values in weights.values():
+        if torch.is_autocast_enabled(values.device.type):
+            return torch.autocast(values.device.type, enabled=False)
+    return nullcontext()
 
 
 class PennyLaneEngine(Engine):

@@ -56,10 +56,11 @@ class Expectations(nn.Module):
     """⟨ψ|O|ψ⟩ of several observables: one matrix product for all whose words flip the same qubits.
 
     P|k⟩ = phase(k)|k ⊕ x⟩, where x marks X and Y: ⟨P⟩ = Σ_k conj(ψ[k ⊕ x]) ψ[k] phase(k), phase(k) = i^#Y (−1)^(k·z)
-    with z marking Y and Z. Diagonal words have x = 0, and need |ψ|² only.
+    with z marking Y and Z. Diagonal words have x = 0, and need |ψ|² only. `order`: the states given are those before a
+    last reordering ψ[order], which is done to the signs of diagonal words instead.
     """
 
-    def __init__(self, observables: Sequence[Observable], qubits: int) -> None:
+    def __init__(self, observables: Sequence[Observable], qubits: int, order: np.ndarray | None = None) -> None:
         super().__init__()
         self.count, self.qubits = len(observables), qubits
         groups: dict[int, np.ndarray] = {}
@@ -74,6 +75,10 @@ class Expectations(nn.Module):
                 phase = (1j ** word.count("Y")) * np.where(parity == 1, -1.0, 1.0)
                 matrix = groups.setdefault(flips, np.zeros((2**qubits, len(observables)), complex))
                 matrix[:, column] += coefficient * phase
+        if order is not None:
+            if list(groups) != [0]:
+                raise ValueError("only diagonal observables can take a reordering in")
+            groups[0] = groups[0][np.argsort(order)]
         self.flips = list(groups)
         for number, (flips, matrix) in enumerate(groups.items()):
             self.register_buffer(f"real{number}", torch.tensor(matrix.real), persistent=False)
