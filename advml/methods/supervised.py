@@ -6,7 +6,7 @@ With `privacy` (method=dp_sgd) no single training example shows in the network (
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -51,7 +51,7 @@ class Settings(TrainingSettings):
 class Supervised(Method):
     """Minimise the mean loss over the training examples. One step is an epoch."""
 
-    settings = Settings
+    settings: ClassVar[type] = Settings
     needs = Needs(view="plain", targets=(Classes, Real))
     objective = Objective("accuracy", "valid", "max")
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from advml.nn.quantum.random_circuits import AXES, Drawn, draw, first_gradients, global_cost, line, local_cost, states
+from advml.nn.quantum.random_circuits import AXES, draw, first_gradients, global_cost, line, local_cost, states
 from advml.runner.folder import RunFolder
 
 

@@ -22,9 +22,13 @@ def settings_of(*words):
 
 @pytest.mark.parametrize(
     ("words", "shape", "classes"),
-    [((), (4,), 3), (("model.layers=6", "model.circuit=data_reuploading"), (2,), 2), (("model.front=linear",), (30,), 2),
-     (("model.trainable=false",), (4,), 3)],
-)  # fmt: skip
+    [
+        ((), (4,), 3),
+        (("model.layers=6", "model.circuit=data_reuploading"), (2,), 2),
+        (("model.front=linear",), (30,), 2),
+        (("model.trainable=false",), (4,), 3),
+    ],
+)
 def test_the_equal_mlp_has_as_many_parameters_as_its_width_allows(words, shape, classes):
     model = settings_of("model=quantum", *words)
     spec = Spec({"x": shape}, Classes(classes))
@@ -39,7 +43,7 @@ def test_the_equal_mlp_has_as_many_parameters_as_its_width_allows(words, shape, 
 def test_on_iris_the_numbers_are_equal():
     spec = Spec({"x": (4,)}, Classes(3))
     model = settings_of("model=quantum")
-    assert trained(build("quantum", model.settings, spec, 0)) == trained(build("mlp_equal", model.settings, spec, 0)) == 27
+    assert [trained(build(name, model.settings, spec, 0)) for name in ("quantum", "mlp_equal")] == [27, 27]
 
 
 def test_baselines_keep_what_the_user_asked_of_the_circuit():
@@ -63,3 +67,25 @@ def test_learns_iris_beside_its_baselines(run_cli):
     for name, parameters in {"linear": 15, "mlp": 27, "no_entanglers": 27, "frozen": 15}.items():
         found = json.loads((folder / f"baselines/{name}/result.json").read_text())
         assert found["parameters"] == parameters, name
+
+
+def test_of_several_rates_the_one_with_the_lowest_validation_loss_is_kept(run_cli):
+    words = ("method=qnn", "model=linear", "baselines=off", "method.epochs=6", "method.patience=6", *QUIET)
+    alone = {}
+    for rate in (0.0001, 0.1):
+        result = RunFolder(run_cli("run", *words, f"method.lr={rate}", "evaluate_every=1").last)
+        measured = [record for record in result.records() if record["split"] == "valid" and record["step"]]
+        alone[rate] = min(record["loss"] for record in measured)
+    said = run_cli("run", *words, "method.rates=[0.1,0.0001]")
+    assert said.code == 0, said.err
+    result = RunFolder(said.last).result()
+    assert alone[0.1] < alone[0.0001]
+    assert result["summary"]["chosen_lr"] == 0.1
+    assert result["metrics"]["valid"]["loss"] == pytest.approx(alone[0.1])
+    assert result["budget"]["steps"] == 12
+
+
+def test_rates_need_patience(run_cli):
+    said = run_cli("run", "method=qnn", "method.rates=[0.1]", "baselines=off", *QUIET)
+    assert said.code == 2
+    assert "method.rates: are compared by early stopping; set method.patience" in said.err

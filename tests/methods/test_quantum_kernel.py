@@ -19,7 +19,6 @@ def test_learns_iris_and_keeps_the_best_penalty(run_cli):
     rows = (folder / "artifacts/penalties.csv").read_text().splitlines()[1:]
     tried = {float(row.split(",")[0]): float(row.split(",")[1]) for row in rows}
     assert result["metrics"]["valid"]["accuracy"] == max(tried.values()) == tried[result["summary"]["penalty"]]
-    assert result["summary"]["penalty"] > 0.001
 
 
 def test_the_kernel_of_ry_is_that_of_scikit_learn(run_cli):
@@ -50,7 +49,7 @@ def test_alignment_rises(run_cli, kernel):
     before = run(run_cli, *words).result()["summary"]["alignment"]
     after = run(run_cli, *words, "method.align=30", "method.align_batch_size=60").result()
     assert after["summary"]["alignment"] > before + 0.02
-    assert after["budget"]["circuits"] == 30 * 60 + 81 + 1  # training examples once, and what rounding leaves
+    assert after["budget"]["circuits"] == 30 * 60 + 82  # in the end the 82 training examples once
 
 
 @pytest.mark.parametrize(
@@ -58,7 +57,7 @@ def test_alignment_rises(run_cli, kernel):
     [
         (("method.align=5",), "method.align: iqp has its weights after the inputs"),
         (("method.align=5", "method.kernel=rbf"), "method.align: this kernel has no weights"),
-        (("dataset=digits",), "the circuit would have 64 qubits; use dataset.pca=16"),
+        (("dataset=digits",), "the circuit would have 64 qubits; use at most 16"),
         (("method.penalties=[]",), "method.penalties: give at least one"),
         (("dataset=diabetes",), "its target is real"),
         (("model=mlp",), "trains no network; use model=none"),

@@ -1,4 +1,4 @@
-"""Barren plateaus (McClean et al. 2018, arXiv 1803.11173): how the variance of a gradient falls with qubits and depth."""
+"""Barren plateaus (McClean et al. 2018, arXiv 1803.11173): the variance of a gradient over qubits and depth."""
 
 from __future__ import annotations
 
@@ -114,7 +114,8 @@ class BarrenPlateau(Method):
                 lines[f"{cost}, {name}"] = _logs(values)
         title = "Variance of a gradient over random circuits"
         curve = Curve([float(n) for n in self.config.qubits], lines, "qubits", "log₂ Var ∂⟨O⟩/∂θ", title)
-        return {"variances": Table(["cost", "depth", "qubits", "layers", "variance"], rows), "variance_by_qubits": curve}
+        table = Table(["cost", "depth", "qubits", "layers", "variance"], rows)
+        return {"variances": table, "variance_by_qubits": curve}
 
 
 def _logs(values: Tensor) -> list[float | None]:

@@ -80,15 +80,15 @@ class Qaoa(Method):
         for edge in config.edges:
             if edge[0] == edge[1] or not all(0 <= node < config.nodes for node in edge):
                 raise ConfigError(f"method.edges: {list(edge)}: give two different nodes of 0 to {config.nodes - 1}")
-        return config.edges
+        return list(config.edges)
 
     def _weights(self, number: int) -> list[float]:
         """1 for each edge, or uniform in [0, 1)."""
         count = len(self.edges[number])
         if self.config.weights == "one":
             return [1.0] * count
-        drawn: list[float] = torch.rand(count, generator=self.context.rng("weights", number), dtype=torch.float64).tolist()
-        return drawn
+        drawn = torch.rand(count, generator=self.context.rng("weights", number), dtype=torch.float64)
+        return [float(weight) for weight in drawn]
 
     def phases(self) -> Sequence[Phase]:
         """A phase for each depth."""
@@ -179,7 +179,7 @@ class Qaoa(Method):
         columns = ["graph", "edges", "largest cut", "mean cut", "ratio", "γ", "β"]
         rows = []
         for number, edges in enumerate(self.edges):
-            gammas, betas = self.best[number].tolist()[: self.config.depth], self.best[number].tolist()[self.config.depth :]
+            gammas, betas = self.best[number].unflatten(0, (2, -1)).tolist()
             largest, value = float(self.largest[number]), float(self.value[number])
             shown = " ".join(f"{a}-{b}" for a, b in edges)
             rows.append([number, shown, largest, value, value / largest, _row(gammas), _row(betas)])

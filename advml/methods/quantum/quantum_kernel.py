@@ -11,15 +11,26 @@ from torch import Tensor, nn
 from advml.artifacts import Artifact, Heatmap, Table
 from advml.config import CountInt, PositiveFloat, PositiveInt, settings
 from advml.contracts import (
-    At, Classes, Context, Method, Metrics, Needs, Objective, Phase, Record, Split, SplitName, Step,
-)  # fmt: skip
+    At,
+    Classes,
+    Context,
+    Method,
+    Metrics,
+    Needs,
+    Objective,
+    Phase,
+    Record,
+    Split,
+    SplitName,
+    Step,
+)
 from advml.errors import ConfigError
 from advml.models.mlp import flat, flat_size
 from advml.nn.metrics import macro_f1
 from advml.nn.optimisers import OptimiserSettings, clip_gradients, learning_rate, make_optimiser
 from advml.nn.quantum import kernels
 from advml.nn.quantum.circuits import CircuitName, largest, make_circuit
-from advml.nn.quantum.engines import EngineName, make_engine
+from advml.nn.quantum.engines import Engine, EngineName, make_engine
 from advml.nn.quantum.observables import pauli_each
 
 AT_ONCE = 512  # examples whose states are computed together
@@ -64,10 +75,10 @@ class QuantumKernel(Method):
         features = flat_size(self.data.spec)
         qubits = max(1, (features - 1).bit_length()) if config.circuit == "amplitude" else features
         self.weights = nn.ParameterDict()
-        self.engine: nn.Module | None = None
+        self.engine: Engine | None = None
         if config.kernel != "rbf":
             if qubits > QUBITS:
-                raise ConfigError(f"dataset.pca: the circuit would have {qubits} qubits; use dataset.pca={QUBITS} or fewer")
+                raise ConfigError(f"dataset.pca: the circuit would have {qubits} qubits; use at most {QUBITS}")
             assert features <= largest(config.circuit, qubits)
             entangle = config.entangle
             circuit = make_circuit(config.circuit, qubits, config.layers, entangle=entangle, features=features)
@@ -113,20 +124,19 @@ class QuantumKernel(Method):
         if self.engine is None:
             return angles
         weights = dict(self.weights.items())
-        read = self.engine.states if self.config.kernel == "fidelity" else self.engine
-        rows: Tensor = read(angles, weights)
+        if self.config.kernel == "fidelity":
+            return self.engine.states(angles, weights)
+        rows: Tensor = self.engine(angles, weights)
         return rows
 
     def between(self, first: Tensor, second: Tensor) -> Tensor:
         """The kernel of all pairs of such rows; the same row twice gives 1."""
-        match self.config.kernel:
-            case "fidelity":
-                return kernels.fidelity(first, second)
-            case "projected":
-                return kernels.projected(first, second, 1.0 if self.config.gamma is None else self.config.gamma)
-            case "rbf":
-                gamma = 1 / first.shape[1] if self.config.gamma is None else self.config.gamma
-                return kernels.gaussian(first, second, gamma)
+        gamma = self.config.gamma
+        if self.config.kernel == "fidelity":
+            return kernels.fidelity(first, second)
+        if self.config.kernel == "projected":
+            return kernels.projected(first, second, 1.0 if gamma is None else gamma)
+        return kernels.gaussian(first, second, 1 / first.shape[1] if gamma is None else gamma)
 
     @torch.no_grad()
     def _rows(self, split: Split) -> Tensor:
@@ -156,7 +166,8 @@ class QuantumKernel(Method):
         assert isinstance(self.data.spec.target, Classes)
         kernel = self.between(self._rows(split), self._trained_rows()).double().cpu().numpy()
         predicted = torch.from_numpy(machine.predict(kernel)).to(split.target)
-        return (predicted == split.target).double().mean(), macro_f1(predicted, split.target, self.data.spec.target.count)
+        f1 = macro_f1(predicted, split.target, self.data.spec.target.count)
+        return (predicted == split.target).double().mean(), f1
 
     # --- training ---
 
@@ -241,5 +252,6 @@ class QuantumKernel(Method):
         rows = self._trained_rows()[:DRAWN][order]
         values = self.between(rows, rows).double().cpu().tolist()
         names = [str(int(label)) for label in target[order]]
-        picture = Heatmap(values, names, names, "class", "class", "Kernel between training examples", "k(x, y)", 2, (0.0, 1.0))
+        title, limits = "Kernel between training examples", (0.0, 1.0)
+        picture = Heatmap(values, names, names, "class", "class", title, "k(x, y)", 2, limits)
         return {"penalties": Table(["C", "accuracy", "support vectors"], self.chosen["tried"]), "kernel": picture}

@@ -114,7 +114,8 @@ class Vqe(Method):
 
     def energy(self, number: int) -> Tensor:
         """⟨ψ(θ)|H|ψ(θ)⟩ of a problem at its present angles, 0-d."""
-        return self.engines[number](None, dict(self.parameters[number].items()))[0, 0]
+        values: Tensor = self.engines[number](None, dict(self.parameters[number].items()))
+        return values[0, 0]
 
     def step(self, at: At) -> Step:
         """A block of iterations on one Hamiltonian; with `warm_start` the first begins where the last one ended."""
@@ -185,7 +186,8 @@ class Vqe(Method):
         ]
         made: dict[str, Artifact] = {"energies": Table(["problem", "at", "energy", "exact", "error"], rows)}
         for curve in dict.fromkeys(problem.curve for problem in self.problems):
-            of = sorted((p.at, energy, p.exact) for p, energy in zip(self.problems, energies, strict=True) if p.curve == curve)
+            both = zip(self.problems, energies, strict=True)
+            of = sorted((problem.at, energy, problem.exact) for problem, energy in both if problem.curve == curve)
             if len(of) > 1:
                 x, found, exact = (list(column) for column in zip(*of, strict=True))
                 lines = {"exact": exact, "VQE": found}

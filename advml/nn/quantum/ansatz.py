@@ -10,6 +10,7 @@ from torch import Tensor
 
 from advml.nn.quantum.circuits import Circuit, Weights
 
+Shapes = dict[str, tuple[int, ...]]
 AnsatzName = Literal["pair_excitation", "hardware_efficient", "alternating"]
 
 
@@ -26,7 +27,7 @@ def make_ansatz(name: AnsatzName, qubits: int, layers: int, periodic: bool = Tru
 
 
 def _circuit(
-    name: str, qubits: int, layers: int, shapes: dict[str, tuple[int, ...]], real: bool, apply: Callable[[Weights], None]
+    name: str, qubits: int, layers: int, shapes: Shapes, real: bool, apply: Callable[[Weights], None]
 ) -> Circuit:
     def without_inputs(inputs: Tensor | None, weights: Weights) -> None:
         apply(weights)
@@ -35,7 +36,7 @@ def _circuit(
 
 
 def _pair_excitation(qubits: int) -> Circuit:
-    """cos(θ/2)|1100⟩ ± sin(θ/2)|0011⟩: unitary coupled cluster of two electrons in four spin orbitals (H2, minimal basis).
+    """cos(θ/2)|1100⟩ ± sin(θ/2)|0011⟩: unitary coupled cluster of two electrons in four spin orbitals (H2, STO-3G).
 
     e^{−iθ/2 YXXX} = C · RY(θ) · C⁻¹ with C three CNOTs from qubit 0, applied to the Hartree-Fock state |1100⟩.
     """

@@ -34,7 +34,8 @@ def alignment(kernel: Tensor, target: Tensor) -> Tensor:
     """
     ideal = (target.unsqueeze(1) == target).to(kernel.dtype)
     ours, theirs = _centred(kernel), _centred(ideal)
-    return (ours * theirs).sum() / (ours.norm() * theirs.norm())
+    found: Tensor = (ours * theirs).sum() / (ours.norm() * theirs.norm())
+    return found
 
 
 def _centred(matrix: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ def ring(nodes: int) -> list[tuple[int, int]]:
 
 
 def random_regular(nodes: int, degree: int, generator: torch.Generator) -> list[tuple[int, int]]:
-    """A graph in which each node has `degree` neighbours, uniformly drawn: pairing model with rejection (Bollobás 1980).
+    """A graph in which each node has `degree` neighbours, uniformly drawn: pairings with rejection (Bollobás 1980).
 
     Raises ValueError where there is none, or where none is found.
     """
@@ -87,6 +87,6 @@ def escape(cuts: Tensor, angles: Tensor) -> Tensor:
     def value(at: Tensor) -> Tensor:
         return expected_cut(cuts, at[:half], at[half:])
 
-    hessian: Tensor = torch.autograd.functional.hessian(value, angles.detach())  # type: ignore[no-untyped-call]
+    hessian: Tensor = torch.autograd.functional.hessian(value, angles.detach())
     vector: Tensor = torch.linalg.eigh(hessian).eigenvectors[:, -1]
     return vector if vector[-1] >= 0 else -vector

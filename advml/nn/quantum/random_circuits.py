@@ -39,9 +39,8 @@ def rotations(axes: Tensor, angles: Tensor) -> Tensor:
 
     Each is e^{−iθ/2 P} = cos(θ/2) 1 − i sin(θ/2) P.
     """
-    paulis = torch.tensor(
-        [[[0, 1], [1, 0]], [[0, -1j], [1j, 0]], [[1, 0], [0, -1]]], dtype=angles.dtype.to_complex(), device=angles.device
-    )
+    matrices = [[[0, 1], [1, 0]], [[0, -1j], [1j, 0]], [[1, 0], [0, -1]]]
+    paulis = torch.tensor(matrices, dtype=angles.dtype.to_complex(), device=angles.device)
     half = (angles / 2)[..., None, None]
     turns = half.cos() * torch.eye(2, dtype=angles.dtype, device=angles.device) - 1j * half.sin() * paulis[axes]
     first, *others = turns.unbind(-3)
@@ -81,7 +80,8 @@ def ladder(qubits: int) -> Tensor:
 def local_cost(state: Tensor) -> Tensor:
     """⟨Z_0 Z_1⟩ of states [S, 2^n], n ≥ 2: it looks at two qubits whatever n is."""
     signs = torch.tensor([1.0, -1.0, -1.0, 1.0], dtype=state.real.dtype, device=state.device)
-    return state.abs().square().unflatten(1, (4, -1)).sum(2) @ signs
+    pairs: Tensor = state.abs().square().unflatten(1, (4, -1)).sum(2)
+    return pairs @ signs
 
 
 def global_cost(state: Tensor) -> Tensor:
