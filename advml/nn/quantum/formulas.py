@@ -30,6 +30,7 @@ class SharedFormulas(nn.Module):
         self.one_each = len(terms) == len(formulas)
         self.factor = coefficients[0] if len(set(coefficients)) == 1 and self.one_each else None
         numbers = [row[0] for row in rows]
+        self.uses_one = any(number == count for row in rows for number in row)
         run = degree <= 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else False
         self.run = (numbers[0], len(numbers)) if run else None
         self.register_buffer("index", torch.tensor(rows, dtype=torch.int64).T.contiguous(), persistent=False)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from advml.nn.quantum.fusing import Local, Other, Part, Permute, Phases, fuse
 from advml.nn.quantum.layers import SINGLE, Beginning, LayerSet, OrderStep
-from advml.nn.quantum.simulator import Angles, Constants, alike, applied, flat_weights, stacked
+from advml.nn.quantum.simulator import Angles, Constants, alike, applied, flat_weights, needs_one, stacked
 from advml.nn.quantum.tracing import Trace
 
 
@@ -78,8 +78,9 @@ class FusedSimulator(nn.Module):
         super().__init__()
         self.trace = trace
         parts = fuse(trace)
+        folded = trace.qubits <= SINGLE
         self.order: np.ndarray | None = None
-        if parts and isinstance(parts[-1], Permute):
+        if parts and isinstance(parts[-1], Permute) and not (folded and len(parts) > 2 and self._shared(parts[-2])):
             self.order = parts.pop().order
         self.reorder = None if self.order is None else OrderStep(self.order)
         self.start, self.begin = None, None
@@ -88,8 +89,14 @@ class FusedSimulator(nn.Module):
         elif parts and isinstance(parts[0], Local):
             first = parts.pop(0)
             assert isinstance(first, Local)
-            self.begin = Beginning(first, trace)
+            order = parts[0].order if parts and isinstance(parts[0], Permute) and Beginning.takes(first, trace) else None
+            self.begin = Beginning(first, trace, order)
+            parts = parts if order is None else parts[1:]
         self._plan(parts)
+        self.one = needs_one(self)
+
+    def _shared(self, part: Part) -> bool:
+        return isinstance(part, Local) and not part.reads_inputs(self.trace.inputs)
 
     def _plan(self, parts: list[Part]) -> None:
         """Layers of both kinds get their matrices together; `plan` says what to do one after the other."""
@@ -111,10 +118,10 @@ class FusedSimulator(nn.Module):
                 continue
             if isinstance(part, Permute):
                 before = parts[place - 1] if place else None
-                if folded and isinstance(before, Local) and not before.reads_inputs(self.trace.inputs):
+                if folded and before is not None and self._shared(before):
                     orders[-1] = (orders[-1][0], part.order)
                     continue
-                if folded and isinstance(following, Local) and not following.reads_inputs(self.trace.inputs):
+                if folded and following is not None and self._shared(following):
                     waiting = part.order
                     continue
                 steps.append(OrderStep(part.order))
@@ -130,7 +137,7 @@ class FusedSimulator(nn.Module):
 
     def forward(self, inputs: Tensor | None, weights: Mapping[str, Tensor], ordered: bool = True) -> Tensor:
         """[B, F] → states [B, 2^n]; B = 1 without inputs. `ordered=False`: before the last reordering."""
-        flat = flat_weights(self.trace, weights)
+        flat = flat_weights(self.trace, weights, self.one, like=inputs)
         batch = 1 if inputs is None else len(inputs)
         state = self._beginning(inputs, flat)
         shared = None if self.shared is None else self.shared(inputs, flat)

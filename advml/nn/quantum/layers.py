@@ -252,14 +252,20 @@ class RyProducts(nn.Module):
 
 
 class Beginning(nn.Module):
-    """The product state that a first layer of one-qubit gates makes of |0…0⟩: [B or 1, 2^n]."""
+    """The product state that a first layer of one-qubit gates makes of |0…0⟩, reordered if asked: [B or 1, 2^n]."""
 
-    def __init__(self, layer: Local, trace: Trace) -> None:
+    @staticmethod
+    def takes(layer: Local, trace: Trace) -> bool:
+        """Can it take a reordering in?"""
+        return trace.qubits <= SINGLE and only_ry([layer])
+
+    def __init__(self, layer: Local, trace: Trace, order: np.ndarray | None = None) -> None:
         super().__init__()
         batched, self.turns, self.columns = layer.reads_inputs(trace.inputs), None, None
         if only_ry([layer]):
             sizes = group_sizes(trace.qubits, SINGLE)
-            self.turns = RyProducts([layer], trace, batched, sizes, [None] * len(sizes))
+            after = [None] * len(sizes) if order is None else [np.eye(2**trace.qubits)[:, order]]
+            self.turns = RyProducts([layer], trace, batched, sizes, after)
         else:
             self.columns = LocalMatrices([layer], trace, batched, column=True)
         self.size = 2**trace.qubits
