@@ -6,6 +6,7 @@ that functional_call, vmap, per-example gradients and averaged weights all reach
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
@@ -51,7 +52,7 @@ def make_engine(
     noise: float = 0.0,
     diff_method: str = "best",
 ) -> Engine:
-    """`auto` is fast where that is exact and possible, and PennyLane otherwise.
+    """`auto` is fast where that is exact and possible, and PennyLane otherwise; an unknown operation is told in a line.
 
     `shots`: measurements an expectation value is estimated from, None = exact. `noise`: probability of a depolarising
     error after each gate, on each of its qubits. `device` and `diff_method` are PennyLane's.
@@ -62,6 +63,8 @@ def make_engine(
             return FastEngine(circuit, observables)
         except Untraceable as error:
             reason = f"the fast engine does not know {error}"
+            if engine == "auto":
+                warnings.warn(f"circuit {circuit.name}: {reason}; PennyLane runs it", stacklevel=2)
     if engine == "fast":
         raise ConfigError(f"model.engine=fast: {reason}; use auto or pennylane")
     made = PennyLaneEngine(circuit, observables, device, shots, noise, diff_method)

@@ -30,6 +30,7 @@ class SharedFormulas(nn.Module):
         self.one_each = len(terms) == len(formulas)
         self.factor = coefficients[0] if len(set(coefficients)) == 1 and self.one_each else None
         numbers = [row[0] for row in rows]
+        self.uses_one = any(number == count for row in rows for number in row)
         run = degree <= 1 and numbers == list(range(numbers[0], numbers[0] + len(numbers))) if numbers else False
         self.run = (numbers[0], len(numbers)) if run else None
         self.register_buffer("index", torch.tensor(rows, dtype=torch.int64).T.contiguous(), persistent=False)
@@ -56,9 +57,11 @@ class SharedFormulas(nn.Module):
 
 
 class BatchedFormulas(nn.Module):
-    """Formulas of inputs and weights: Σ over products of inputs, [B, M], times what multiplies each, [M, G]."""
+    """Formulas of inputs and weights: a part of weights alone, plus Σ over products of inputs times what multiplies each.
 
-    constant: Tensor
+    The sum is a matrix product, [B, M] times [M, G]; where each formula has one product of inputs, such as s x + θ,
+    it is gathered and multiplied.
+    """
 
     def __init__(self, formulas: Sequence[Formula], inputs: int, count: int) -> None:
         super().__init__()
@@ -68,39 +71,53 @@ class BatchedFormulas(nn.Module):
                 read = tuple(number for number in numbers if number < inputs)
                 rest = tuple(number for number in numbers if number >= inputs)
                 found.setdefault(read, [[] for _ in formulas])[place].append((coefficient, rest))
+        alone = found.pop((), None)
+        self.alone = None if alone is None else SharedFormulas([tuple(terms) for terms in alone], inputs, count)
         self.products = sorted(found, key=lambda numbers: (len(numbers), numbers))
         self.count = len(formulas)
         factors = [tuple(terms) for product in self.products for terms in found[product]]
-        fixed = all(not numbers for formula in factors for _, numbers in formula)
-        self.factors = None if fixed else SharedFormulas(factors, inputs, count)
-        if fixed:
+        self.fixed = all(not numbers for formula in factors for _, numbers in formula)
+        owners = [[row for row, product in enumerate(self.products) if found[product][place]]
+                  for place in range(self.count)]  # fmt: skip
+        self.gathered = not self.fixed and all(len(rows) == 1 for rows in owners)
+        if self.fixed:
             values = [sum(coefficient for coefficient, _ in formula) for formula in factors]
             matrix = torch.tensor(values, dtype=torch.float64).reshape(len(self.products), self.count)
             self.register_buffer("constant", matrix, persistent=False)
-        degree = max((len(product) for product in self.products), default=0)
-        padded = [list(product) + [inputs] * (degree - len(product)) for product in self.products]
+            self.factors = None
+        elif self.gathered:
+            factors = [tuple(found[self.products[rows[0]]][place]) for place, rows in enumerate(owners)]
+            self.factors = SharedFormulas(factors, inputs, count)
+        else:
+            self.factors = SharedFormulas(factors, inputs, count)
+        wanted = [self.products[rows[0]] for rows in owners] if self.gathered else self.products
+        degree = max((len(product) for product in wanted), default=1)
+        padded = [list(product) + [inputs] * (degree - len(product)) for product in wanted]
+        self.padding = any(number == inputs for row in padded for number in row)
         columns = torch.tensor(padded, dtype=torch.int64).reshape(len(padded), degree).T.contiguous()
         self.register_buffer("columns", columns, persistent=False)
-        # In order, each once, perhaps after a 1: then nothing needs to be gathered.
-        singles = [(number,) for number in range(inputs)]
-        self.plain = self.products == singles
-        self.with_one = self.products == [(), *singles]
+        self.plain = wanted == [(number,) for number in range(inputs)]
 
     def forward(self, inputs: Tensor, flat: Tensor) -> Tensor:
         """[B, F], [W + 1] → [B, G]."""
-        factors = self.constant.to(inputs.dtype) if self.factors is None else self.factors(flat)
-        return self._products(inputs) @ factors.reshape(len(self.products), self.count)
+        products = self._products(inputs)
+        alone = None if self.alone is None else self.alone(flat)
+        if self.gathered:
+            assert self.factors is not None
+            factors = self.factors(flat)
+            return products * factors if alone is None else torch.addcmul(alone, products, factors)
+        if self.factors is None:
+            matrix = self.get_buffer("constant").to(inputs.dtype)
+        else:
+            matrix = self.factors(flat).reshape(len(self.products), self.count)
+        return products @ matrix if alone is None else torch.addmm(alone, products, matrix)
 
     def _products(self, inputs: Tensor) -> Tensor:
+        """The products of inputs, [B, M], or, gathered, that of each formula, [B, G]."""
         if self.plain:
             return inputs
-        ones = torch.ones_like(inputs[:, :1])
-        if self.with_one:
-            return torch.cat([ones, inputs], 1)
         columns = self.get_buffer("columns")
-        padded = torch.cat([inputs, ones], 1)
-        if not len(columns):
-            return ones
+        padded = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1) if self.padding else inputs
         values = padded.index_select(1, columns[0])
         for column in columns[1:]:
             values = values * padded.index_select(1, column)

@@ -49,11 +49,19 @@ class Constants(nn.Module):
         return stored if self.real else torch.view_as_complex(stored)
 
 
-def flat_weights(trace: Trace, weights: Mapping[str, Tensor]) -> Tensor:
-    """All weights one after another, then a 1: [W + 1]."""
+def flat_weights(trace: Trace, weights: Mapping[str, Tensor], one: bool = True, like: Tensor | None = None) -> Tensor:
+    """All weights one after another, then, if asked for, a 1: [W + 1]; a circuit without weights is as `like`."""
     parts = [weights[name].reshape(-1) for name in trace.weights]
-    one = parts[0].new_ones(1) if parts else torch.ones(1)
-    return torch.cat([*parts, one])
+    if not parts:
+        return torch.ones(1) if like is None else like.new_ones(1)
+    if one:
+        parts.append(parts[0].new_ones(1))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def needs_one(simulator: nn.Module) -> bool:
+    """Does any formula in it use the 1 behind the weights?"""
+    return any(isinstance(module, SharedFormulas) and module.uses_one for module in simulator.modules())
 
 
 class PlainSimulator(nn.Module):
@@ -70,7 +78,7 @@ class PlainSimulator(nn.Module):
 
     def forward(self, inputs: Tensor | None, weights: Mapping[str, Tensor]) -> Tensor:
         """[B, F] → states [B, 2^n]; B = 1 without inputs."""
-        flat = flat_weights(self.trace, weights)
+        flat = flat_weights(self.trace, weights, like=inputs)
         qubits, batch = self.trace.qubits, 1 if inputs is None else len(inputs)
         if self.start is not None:
             state = self.start(inputs, flat)
