@@ -57,6 +57,11 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "fedavg_finetune": "advml.methods.federated.finetune:FedAvgFinetune",
         "local_only": "advml.methods.federated.local_only:LocalOnly",
         "centralised": "advml.methods.federated.centralised:Centralised",
+        "vqe": "advml.methods.quantum.vqe:Vqe",
+        "qaoa": "advml.methods.quantum.qaoa:Qaoa",
+        "barren_plateau": "advml.methods.quantum.barren_plateau:BarrenPlateau",
+        "qnn": "advml.methods.quantum.qnn:Qnn",
+        "quantum_kernel": "advml.methods.quantum.quantum_kernel:QuantumKernel",
     },
     "dataset": {
         "none": "advml.data.none:NoData",
@@ -93,6 +98,9 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "cnn": "advml.models.cnn:Cnn",
         "conv4": "advml.models.conv4:Conv4",
         "char_lstm": "advml.models.char_lstm:CharLstm",
+        "quantum": "advml.models.quantum:Quantum",
+        "mlp_equal": "advml.models.mlp_equal:MlpEqual",
+        "quanvolution": "advml.models.quantum:Quanvolution",
         "run": "advml.models.run:FromRun",
     },
 }

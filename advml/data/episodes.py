@@ -21,7 +21,7 @@ from advml.contracts import Batch, Classes, Prepare, Rng, Spec, Split, SplitName
 from advml.data.class_splits import SPLITS, ClassSplitSettings, divide_classes, split_counts
 from advml.data.families import FamilyTasks
 from advml.data.few_shot import TURNS, FewShot, Pool, TaskShape
-from advml.data.prepare import fit
+from advml.data.reduce import preparation
 from advml.data.source import Whole
 from advml.errors import ConfigError
 
@@ -116,7 +116,7 @@ class Episodes:
             _check_examples(name, classes[name], pool, settings)
         rows = {name: torch.isin(examples.target, classes[name]).nonzero().flatten() for name in SPLITS}
         fitted = {
-            name: (fit(values[rows["train"]], whole.config.normalise, whole.loaded.scale),)
+            name: preparation(values[rows["train"]], whole.config, whole.loaded.scale)
             for name, values in examples.inputs.items()
         }
         tasks = FewShot(replace(examples, prepare=fitted), pools, settings.rotations == "augment")

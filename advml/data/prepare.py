@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from advml.contracts import Prepare
 
-Normalise = Literal["standard", "unit", "none"]
+Normalise = Literal["standard", "unit", "angles", "none"]
 
 AT_ONCE = 2**18  # numbers that `fit` holds in float64 at a time: 2 MB, which stay in the cache
 
@@ -81,8 +82,29 @@ class Rotate:
         return {"kind": "rotate", "degrees": self.degrees}
 
 
+@dataclass(frozen=True)
+class Project:
+    """Examples, flattened, times a matrix [F, N], plus an offset [N]: principal components and their scale."""
+
+    weight: Tensor
+    offset: Tensor
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return torch.addmm(self.offset, values.flatten(1).to(self.weight.dtype), self.weight)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Project:
+        """The same map with its constants on `device` in `dtype`."""
+        return Project(self.weight.to(device, dtype), self.offset.to(device, dtype))
+
+    def state(self) -> dict[str, Any]:
+        """For `restore`."""
+        return {"kind": "project", "weight": self.weight.cpu(), "offset": self.offset.cpu()}
+
+
 def restore(state: Mapping[str, Any]) -> Prepare:
     """The preparation whose `state()` this is."""
+    if state["kind"] == "project":
+        return Project(state["weight"], state["offset"])
     if state["kind"] == "affine":
         return Affine(state["factor"], state["offset"])
     if state["kind"] == "rotate":
@@ -95,8 +117,11 @@ def fit(values: Tensor, kind: Normalise, scale: float | None) -> Affine:
 
     `standard`: zero mean, unit variance, per channel for images [N, C, H, W], per feature otherwise; a constant
     channel is only centred. `unit`: into [0, 1], by the known `scale` of the source (255 for pixels) or else by the
-    training minimum and maximum. `none`: the stored numbers as they are, as floats.
+    training minimum and maximum. `angles`: the same, into [0, π]. `none`: the stored numbers as they are, as floats.
     """
+    if kind == "angles":
+        unit = fit(values, "unit", scale)
+        return Affine(unit.factor * math.pi, unit.offset * math.pi)
     if kind == "none" or (kind == "unit" and scale is not None):
         known = 1.0 if kind == "none" or scale is None else scale
         return Affine(torch.tensor(1 / known, dtype=torch.float64), torch.zeros((), dtype=torch.float64))

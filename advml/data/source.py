@@ -13,7 +13,8 @@ from torch import Tensor
 
 from advml.config import CountInt, Fraction, PositiveInt, settings
 from advml.contracts import Rng, Spec, Split
-from advml.data.prepare import Normalise, fit
+from advml.data.prepare import Normalise
+from advml.data.reduce import of_classes, outside, preparation
 from advml.errors import ConfigError
 
 
@@ -26,6 +27,8 @@ class SplitSettings:
     limit: PositiveInt | None
     split_seed: CountInt | None
     normalise: Normalise
+    pca: PositiveInt | None
+    keep_classes: tuple[CountInt, ...] | None
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,11 @@ class Loaded:
     files: Mapping[str, str] = field(default_factory=dict)
     limited: bool = False
     record: Mapping[str, Any] = field(default_factory=dict)
+
+    def of_classes(self, classes: tuple[int, ...]) -> Loaded:
+        """The same with the examples of these classes only, which become 0, 1, … in the order given."""
+        test = None if self.test is None else of_classes(self.test, classes)
+        return replace(self, examples=of_classes(self.examples, classes), test=test)
 
 
 class Dataset(Protocol):
@@ -112,7 +120,7 @@ def split(loaded: Loaded, spec: Spec, config: SplitSettings, rng: Rng) -> Splits
 
     train, valid = examples.take(train_index), examples.take(valid_index)
     prepare = {
-        name: () if name in spec.tokens else (fit(values, config.normalise, loaded.scale),)
+        name: () if name in spec.tokens else preparation(values, config, loaded.scale)
         for name, values in train.inputs.items()
     }
     parts = {"train": train, "valid": valid, "test": test}
@@ -120,7 +128,10 @@ def split(loaded: Loaded, spec: Spec, config: SplitSettings, rng: Rng) -> Splits
     record = {"files": dict(loaded.files), **loaded.record} | {
         name: describe(part, indices[name]) for name, part in parts.items()
     }
-    train, valid, test = (replace(part, prepare=prepare) for part in parts.values())
+    parts = {name: replace(part, prepare=prepare) for name, part in parts.items()}
+    if config.normalise == "angles":
+        record["angles_outside"] = outside(parts)
+    train, valid, test = parts.values()
     return Splits(train, valid, test, spec, record)
 
 

@@ -6,7 +6,7 @@ With `privacy` (method=dp_sgd) no single training example shows in the network (
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import nn
@@ -53,7 +53,7 @@ class Settings(TrainingSettings):
 class Supervised(Method):
     """Minimise the mean loss over the training examples. One step is an epoch."""
 
-    settings = Settings
+    settings: ClassVar[type] = Settings
     needs = Needs(view="plain", targets=(Classes, Real))
     objective = Objective("accuracy", "valid", "max")
 

@@ -8,6 +8,7 @@ from contextlib import suppress
 from advml import registry
 from advml.config import Bound
 from advml.contracts import Needs, Spec
+from advml.data.reduce import reduced_spec
 from advml.errors import ConfigError
 
 
@@ -31,7 +32,7 @@ def check_fit(bound: Bound) -> None:
     if bound.model.name != "none" and not needs.model:
         mistakes.append(f"{model}: {method} trains no network; use model=none")
 
-    spec: Spec = bound.dataset.cls(bound.dataset.settings).spec()
+    spec: Spec = reduced_spec(bound.dataset.cls(bound.dataset.settings).spec(), bound.dataset.settings)
     if needs.view == "none":
         if bound.dataset.name != "none":
             mistakes.append(f"{dataset}: {method} uses no data; use dataset=none")

@@ -19,6 +19,7 @@ import yaml
 from advml.config import Bound
 from advml.contracts import Method
 from advml.data.files import resolve_data_dir
+from advml.data.reduce import reduced_spec, told
 from advml.data.source import Source, Whole, split
 from advml.errors import AdvmlError, ConfigError
 from advml.runner import checkpoint, environment, files
@@ -243,8 +244,15 @@ def load_view(bound: Bound, note: Callable[[str], None]) -> Any:
     split_seed = bound.dataset.settings.split_seed
     rng = KeyedRng(bound.run.seed if split_seed is None else split_seed)
     source = Source(rng, resolve_data_dir(bound.run.data_dir), bound.run.download, note)
-    whole = Whole(dataset.load(source), dataset.spec(), bound.dataset.settings)
-    examples = whole if getattr(bound.view.cls, "undivided", False) else split(*whole, rng)
+    loaded, spec = dataset.load(source), reduced_spec(dataset.spec(), bound.dataset.settings)
+    if (classes := getattr(bound.dataset.settings, "keep_classes", None)) is not None:
+        loaded = loaded.of_classes(classes)
+    whole = Whole(loaded, spec, bound.dataset.settings)
+    if getattr(bound.view.cls, "undivided", False):
+        return bound.view.cls.of(whole, bound.view.settings, rng)
+    examples = split(*whole, rng)
+    if beyond := examples.record.get("angles_outside"):
+        note(told(beyond))
     return bound.view.cls.of(examples, bound.view.settings, rng)
 
 

@@ -57,4 +57,5 @@ def make_source():
 @pytest.fixture
 def split_values():
     """The keys that all these data sets share."""
-    return {"valid": 0.1, "test": 0.2, "limit": None, "split_seed": None, "normalise": "standard"}
+    return {"valid": 0.1, "test": 0.2, "limit": None, "split_seed": None, "normalise": "standard",
+            "pca": None, "keep_classes": None}  # fmt: skip

@@ -35,7 +35,9 @@ def whole(classes=15, each=8, shape=(1, SIDE, SIDE), limit=None, normalise="none
     if target is None:
         target = torch.arange(classes).repeat(each)
     examples = numbered(target, shape)
-    config = SplitSettings(valid=0.2, test=0.2, limit=limit, split_seed=None, normalise=normalise)
+    config = SplitSettings(
+        valid=0.2, test=0.2, limit=limit, split_seed=None, normalise=normalise, pca=None, keep_classes=None
+    )
     inputs = {name: tuple(values.shape[1:]) for name, values in examples.inputs.items()}
     return Whole(Loaded(examples), Spec(inputs, Classes(classes), class_splits=class_splits or {}), config)
 

@@ -29,7 +29,9 @@ def divided(classes=4, each=60, shape=SHAPE, seed=0, real=False):
     count = classes * each
     stored = torch.randint(256, (count, *shape), generator=generator, dtype=torch.uint8)
     target = torch.randn(count, 2, generator=generator) if real else torch.arange(classes).repeat(each)
-    settings = SplitSettings(valid=0.2, test=0.2, limit=None, split_seed=None, normalise="standard")
+    settings = SplitSettings(
+        valid=0.2, test=0.2, limit=None, split_seed=None, normalise="standard", pca=None, keep_classes=None
+    )
     spec = Spec({"image": shape}, Real((2,)) if real else Classes(classes))
     examples = Split({"image": stored}, target, group=torch.arange(count) % 7)
     return split(Loaded(examples, scale=255), spec, settings, KeyedRng(seed))

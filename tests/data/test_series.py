@@ -94,7 +94,8 @@ def named(*words):
 
 
 def settings_of(*parts, **changes):
-    values = {"valid": 0.1, "test": 0.2, "limit": None, "split_seed": None, "normalise": "standard"}
+    values = {"valid": 0.1, "test": 0.2, "limit": None, "split_seed": None, "normalise": "standard",
+            "pca": None, "keep_classes": None}  # fmt: skip
     values |= {"examples": 200, "noise": 0.1, "size": 28}
     return SeriesSettings(**values | changes, parts=named(*parts))
 

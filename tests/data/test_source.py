@@ -18,7 +18,8 @@ RNG = KeyedRng(0)
 
 
 def settings(**changes):
-    values = {"valid": 0.15, "test": 0.2, "limit": None, "split_seed": None, "normalise": "standard"}
+    values = {"valid": 0.15, "test": 0.2, "limit": None, "split_seed": None, "normalise": "standard",
+            "pca": None, "keep_classes": None}  # fmt: skip
     return SplitSettings(**values | changes)
 
 

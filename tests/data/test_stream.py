@@ -25,7 +25,9 @@ def divided(classes=10, each=20, shape=SHAPE, seed=0):
     stored = torch.randint(256, (count, *shape), generator=generator).double()
     stored.flatten(1)[:, 0] = torch.arange(count).double()
     target = torch.arange(classes).repeat(each)
-    settings = SplitSettings(valid=0.2, test=0.2, limit=None, split_seed=None, normalise="standard")
+    settings = SplitSettings(
+        valid=0.2, test=0.2, limit=None, split_seed=None, normalise="standard", pca=None, keep_classes=None
+    )
     spec = Spec({"image": shape}, Classes(classes))
     return split(Loaded(Split({"image": stored}, target)), spec, settings, KeyedRng(seed))
 
