@@ -105,7 +105,8 @@ def gradients_of(loss: Tensor, parameters: Parameters) -> list[Tensor]:
 
 def joint_norm(tensors: Sequence[Tensor]) -> Tensor:
     """The 2-norm of all tensors together, 0-d."""
-    return torch.stack(torch._foreach_norm(list(tensors))).norm()
+    norm: Tensor = torch.stack(torch._foreach_norm(list(tensors))).norm()
+    return norm
 
 
 @contextmanager
