@@ -80,6 +80,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "cnn": "advml.models.cnn:Cnn",
         "conv4": "advml.models.conv4:Conv4",
         "char_lstm": "advml.models.char_lstm:CharLstm",
+        "darts_cells": "advml.models.supernets:DartsCellsNet",
+        "enas_micro": "advml.models.supernets:EnasMicroNet",
         "run": "advml.models.run:FromRun",
     },
 }
