@@ -15,7 +15,7 @@ def rng(seed):
 
 def controller(blocks=1, operations=2, preset="code", **changes):
     torch.manual_seed(1)
-    small = replace(PRESETS[preset], hidden=8, **changes)
+    small = replace(PRESETS[preset], **{"hidden": 8, **changes})
     return Controller(blocks, operations, small).double()
 
 
@@ -77,7 +77,7 @@ def test_the_gradient_is_that_of_the_expected_reward(baseline):
 
 def test_it_finds_a_planted_architecture():
     """Rewarded by the share of its decisions that are those of one architecture, it draws hardly any other."""
-    one = controller(1, 3, lr=0.01, constant=2.5, shrink=1.0, favoured=0.0, nudge=0.0, entropy=0.0)
+    one = controller(1, 3, hidden=32, lr=0.01, constant=2.5, shrink=1.0, favoured=0.0, nudge=0.0, entropy=0.0)
     for parameter in one.parameters():
         torch.nn.init.uniform_(parameter, -0.5, 0.5, generator=rng(0))
     best = torch.tensor([[[1, 1, 2, 2]], [[0, 0, 1, 1]]])
