@@ -82,6 +82,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "char_lstm": "advml.models.char_lstm:CharLstm",
         "darts_cells": "advml.models.supernets:DartsCellsNet",
         "enas_micro": "advml.models.supernets:EnasMicroNet",
+        "genotype": "advml.models.genotype:GenotypeNet",
+        "nasbench201": "advml.models.genotype:NasBench201Net",
         "run": "advml.models.run:FromRun",
     },
 }

@@ -41,9 +41,14 @@ def reduction_places(cells: int, reductions: int) -> tuple[int, ...]:
     return tuple((1 + number) * cells // (1 + reductions) for number in range(reductions))
 
 
+def reduced(side: int, times: int) -> int:
+    """A side in pixels after so many reductions: halved each time, rounded up."""
+    return -(-side // (1 << times))
+
+
 @dataclass(frozen=True)
 class Place:
-    """One cell of the stack: its kind and width, and the channels and halvings of the two inputs it gets."""
+    """One cell of the stack: its kind and width, the channels of its two inputs, whether the cell before halved."""
 
     kind: Kind
     channels: int
