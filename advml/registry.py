@@ -66,12 +66,14 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "linear_tasks": "advml.data.families:LinearTasks",
         "shakespeare": "advml.data.shakespeare:Shakespeare",
         "leaf": "advml.data.leaf:Leaf",
+        "nasbench201_table": "advml.data.nasbench201:NasBench201Table",
     },
     "view": {
         "plain": "advml.data.plain:Plain",
         "stream": "advml.data.stream:Stream",
         "episodes": "advml.data.episodes:Episodes",
         "clients": "advml.data.clients:Clients",
+        "table": "advml.data.nasbench201:Table",
     },
     "model": {
         "none": "advml.models.none:NoModel",

@@ -85,3 +85,18 @@ def _smallest() -> dict[str, tuple[int, ...]]:
 def canonical_code(code: Sequence[int]) -> tuple[int, ...]:
     """The smallest of the codes with the same unique text."""
     return _smallest()[unique_string(code)]
+
+
+def multiply_adds(code: Sequence[int], channels: int = 16, cells: int = 5, side: int = 32, classes: int = 10) -> int:
+    """Those of a forward pass of the benchmark's network: three stages of `cells` cells on images [3, side, side].
+
+    From stage to stage the channels double and the area is a quarter: a 1×1 convolution costs the same in each,
+    channels² · area, a 3×3 one nine times that.
+    """
+    one = channels**2 * side**2
+    kernels = {"nor_conv_1x1": 1, "nor_conv_3x3": 9}
+    edges = sum(kernels.get(NASBENCH201_OPERATIONS[value], 0) for value in code)
+    stem = 27 * channels * side**2
+    # A residual block: 3×3 from C to 2C and from 2C to 2C, 1×1 from C to 2C, on a quarter of the area.
+    halvings = 2 * (9 * one // 2 + 9 * one + one // 2)
+    return stem + 3 * cells * edges * one + halvings + 4 * channels * classes
