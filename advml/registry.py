@@ -44,6 +44,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "reptile": "advml.methods.meta.reptile:Reptile",
         "pretrain_finetune": "advml.methods.meta.pretrain_finetune:PretrainFinetune",
         "nearest_neighbour": "advml.methods.meta.nearest_neighbour:NearestNeighbour",
+        "darts": "advml.methods.nas.darts:Darts",
     },
     "dataset": {
         "none": "advml.data.none:NoData",

@@ -181,7 +181,9 @@ class Darts(ArchitectureSearch):
     def _eigenvalue(self, epoch: int) -> Tensor:
         """The dominant eigenvalue of ∇²α L_valid on one batch, of a copy: batch norm's averages stay as they are."""
         copy = frozen(self.network).train()
-        architecture = [alpha.requires_grad_() for alpha in copy.architecture()]
+        architecture = copy.architecture()
+        for alpha in architecture:
+            alpha.requires_grad_()
         rng = self.context.rng("eigenvalue", epoch)
         index = torch.randperm(len(self.valid_half), generator=rng)[: self.config.batch_size]
         batch = self.valid_half.batch(index.to(self.context.device))
