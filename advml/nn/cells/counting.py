@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from advml.contracts import Network, Spec
+from advml.nn.flops import FlopCounter
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,6 @@ def cost(network: Network, spec: Spec) -> Cost:
     empty = copy.deepcopy(network).to("meta").eval()
     like = next(empty.parameters()).dtype
     inputs = {name: torch.empty((1, *shape), device="meta", dtype=like) for name, shape in spec.inputs.items()}
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with torch.no_grad(), FlopCounter() as counter:
         empty(inputs)
-    return Cost(count_parameters(network), counter.get_total_flops() // 2)
+    return Cost(count_parameters(network), counter.total // 2)
