@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from advml.config import PositiveInt, settings
 from advml.contracts import Network, Spec
 from advml.errors import ConfigError
+from advml.nn.cells.fused import fused_cell
 from advml.nn.cells.genotype import SPACES, Cell, Edge, Genotype
 from advml.nn.cells.operations import KNOWN, Zero, operation
 from advml.nn.cells.spaces import KINDS, loose_ends
@@ -40,7 +41,7 @@ class SupernetSettings:
     partial: PositiveInt
     auxiliary_skip: bool
     affine: bool
-    engine: Literal["plain"]
+    engine: Literal["plain", "fused"]
 
     def __post_init__(self) -> None:
         """Operations exist and are named once; channels can be divided into parts."""
@@ -66,7 +67,7 @@ class MixedEdge(nn.Module):
     def __init__(self, names: Sequence[str], channels: int, stride: int, config: SupernetSettings, norm: bool) -> None:
         super().__init__()
         width, affine = channels // config.partial, config.affine
-        self.partial, self.width, self.stride = config.partial, width, stride
+        self.names, self.partial, self.width, self.stride = tuple(names), config.partial, width, stride
         self.operations = nn.ModuleList(operation(name, width, width, stride, affine) for name in names)
         pools = ["pool" in name and norm for name in names]
         self.norms = nn.ModuleList(nn.BatchNorm2d(width, affine=affine) if pool else nn.Identity() for pool in pools)
@@ -111,7 +112,7 @@ class SuperCell(nn.Module):
     def __init__(self, space: str, place: Place, config: SupernetSettings) -> None:
         super().__init__()
         enas = space == "enas_micro"
-        self.kind, self.nodes, self.loose = place.kind, config.nodes, enas
+        self.kind, self.nodes, self.loose, self.fused = place.kind, config.nodes, enas, config.engine == "fused"
         self.wiring = edges_of(space, config.nodes)
         self.preprocess = Preprocess(place, config.affine, halve=enas)
         self.stride = 2 if place.kind == "reduce" and not enas else 1  # that of edges from the inputs
@@ -122,8 +123,10 @@ class SuperCell(nn.Module):
 
     def forward(self, older: Tensor, newer: Tensor, mix: Mix, active: Active, skip: float) -> Tensor:
         """The outputs of the two cells before → all nodes, concatenated [B, nodes · C, H', W']."""
-        states = self.preprocess(older, newer)
         weights, chosen = mix[self.kind], active[self.kind]
+        if self.fused and all(len(numbers) == weights.shape[1] for numbers in chosen):
+            return fused_cell(self, older, newer, mix, skip)
+        states = self.preprocess(older, newer)
         of_edges = mix.get(f"{self.kind} edges")
         rows = list(enumerate(zip(self.wiring, self.edges, strict=True)))
         for node in range(self.nodes):
@@ -135,18 +138,21 @@ class SuperCell(nn.Module):
                 if term is not None:
                     term = term if of_edges is None else of_edges[row] * term
                     total = term if total is None else total + term
-            states.append(self._nothing(states) if total is None else total)
+            states.append(self.nothing(states) if total is None else total)
         return self.collect(states, chosen)
 
-    def _nothing(self, states: Sequence[Tensor]) -> Tensor:
+    def nothing(self, states: Sequence[Tensor]) -> Tensor:
         """A node that gets only zeros, in the size of the cell's nodes."""
         like = states[-1] if len(states) > 2 else states[0][:, :, :: self.stride, :: self.stride]
         return torch.zeros_like(like)
 
     def collect(self, states: Sequence[Tensor], chosen: Sequence[Sequence[int]]) -> Tensor:
-        """The output; of a single ENAS architecture the states that another node reads are zero in it."""
+        """The output; of a single ENAS architecture the states that another node reads are zero in it.
+
+        `chosen`: the operations on each edge; () where all are mixed.
+        """
         nodes = list(states[2:])
-        if self.loose:
+        if self.loose and chosen:
             read = {source for (_, source), numbers in zip(self.wiring, chosen, strict=True) if numbers}
             alone = all(len(numbers) <= 1 for numbers in chosen)
             nodes = [
@@ -218,6 +224,8 @@ class Supernet(Network):
         mix = self.mixing() if mix is None else mix
         active = self.actives(mix) if active is None else active
         (image,) = inputs.values()
+        if self.config.engine == "fused":
+            image = image.contiguous(memory_format=torch.channels_last)
         older = newer = self.stem(image)
         for cell in self.cells:
             older, newer = newer, cell(older, newer, mix, active, self.skip_weight)
