@@ -50,10 +50,24 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Graph:
+    """Directed graphs side by side → artifacts/NAME.csv (their edges) and figures/NAME.{png,svg}.
+
+    `nodes`: graph → names of its nodes, in an order in which every edge points forward; `edges`: graph → (from, to,
+    label) by the nodes' numbers. Edges of one label have one colour; `quiet` labels are not written.
+    """
+
+    nodes: Mapping[str, Sequence[str]]
+    edges: Mapping[str, Sequence[tuple[int, int, str]]]
+    title: str = ""
+    quiet: Sequence[str] = ("",)
+
+
+@dataclass(frozen=True)
 class Json:
     """Plain data → artifacts/NAME.json."""
 
     value: Any
 
 
-Artifact = Table | Heatmap | Curve | Json
+Artifact = Table | Heatmap | Curve | Graph | Json

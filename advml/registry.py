@@ -62,6 +62,12 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "barren_plateau": "advml.methods.quantum.barren_plateau:BarrenPlateau",
         "qnn": "advml.methods.quantum.qnn:Qnn",
         "quantum_kernel": "advml.methods.quantum.quantum_kernel:QuantumKernel",
+        "darts": "advml.methods.nas.darts:Darts",
+        "random_nas": "advml.methods.nas.searches:RandomArchitectures",
+        "evolution": "advml.methods.nas.searches:RegularisedEvolution",
+        "reinforce": "advml.methods.nas.searches:ReinforceSearch",
+        "local_search": "advml.methods.nas.searches:HillClimbing",
+        "bayes_opt": "advml.methods.nas.searches:BayesianOptimisation",
     },
     "dataset": {
         "none": "advml.data.none:NoData",
@@ -84,12 +90,14 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "linear_tasks": "advml.data.families:LinearTasks",
         "shakespeare": "advml.data.shakespeare:Shakespeare",
         "leaf": "advml.data.leaf:Leaf",
+        "nasbench201_table": "advml.data.nasbench201:NasBench201Table",
     },
     "view": {
         "plain": "advml.data.plain:Plain",
         "stream": "advml.data.stream:Stream",
         "episodes": "advml.data.episodes:Episodes",
         "clients": "advml.data.clients:Clients",
+        "table": "advml.data.nasbench201:Table",
     },
     "model": {
         "none": "advml.models.none:NoModel",
@@ -101,6 +109,10 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "quantum": "advml.models.quantum:Quantum",
         "mlp_equal": "advml.models.mlp_equal:MlpEqual",
         "quanvolution": "advml.models.quantum:Quanvolution",
+        "darts_cells": "advml.models.supernets:DartsCellsNet",
+        "enas_micro": "advml.models.supernets:EnasMicroNet",
+        "genotype": "advml.models.genotype:GenotypeNet",
+        "nasbench201": "advml.models.genotype:NasBench201Net",
         "run": "advml.models.run:FromRun",
     },
 }

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from advml.artifacts import Artifact, Curve, Heatmap, Json, Table
+from advml.artifacts import Artifact, Curve, Graph, Heatmap, Json, Table
 from advml.contracts import Objective, Record
 from advml.runner import files
 from advml.runner.folder import RunFolder
@@ -22,7 +22,7 @@ def write(folder: RunFolder, made: Mapping[str, Artifact], draw: bool) -> None:
             files.write_json(folder / f"artifacts/{name}.json", artifact.value)
         else:
             files.write_text(folder / f"artifacts/{name}.csv", _csv(_rows(artifact)))
-    pictures = {name: artifact for name, artifact in made.items() if isinstance(artifact, Heatmap | Curve)}
+    pictures = {name: artifact for name, artifact in made.items() if isinstance(artifact, Heatmap | Curve | Graph)}
     if draw and pictures:
         from advml.runner import figures  # matplotlib costs over half a second: only when something is drawn
 
@@ -55,7 +55,7 @@ def read_csv(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def _rows(artifact: Table | Heatmap | Curve) -> list[Sequence[Any]]:
+def _rows(artifact: Table | Heatmap | Curve | Graph) -> list[Sequence[Any]]:
     match artifact:
         case Table():
             return [artifact.columns, *artifact.rows]
@@ -63,6 +63,10 @@ def _rows(artifact: Table | Heatmap | Curve) -> list[Sequence[Any]]:
             corner = f"{artifact.row_title} \\ {artifact.column_title}" if artifact.row_title else ""
             body = [[label, *row] for label, row in zip(artifact.rows, artifact.values, strict=True)]
             return [[corner, *artifact.columns], *body]
+        case Graph():
+            named = [(name, nodes, artifact.edges[name]) for name, nodes in artifact.nodes.items()]
+            rows = [[name, nodes[one], nodes[other], label] for name, nodes, of in named for one, other, label in of]
+            return [["graph", "from", "to", "label"], *rows]
         case Curve():
             points = zip(artifact.x, *artifact.lines.values(), strict=True)
             return [[artifact.x_title, *artifact.lines], *points]

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from advml.artifacts import Curve, Heatmap
+from advml.artifacts import Curve, Graph, Heatmap
+from advml.runner.graphs import graph_figure
 
 # Okabe and Ito's palette for colour-blind readers; markers and dashes tell lines apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -25,10 +26,16 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def draw(picture: Heatmap | Curve) -> dict[str, bytes]:
+def draw(picture: Heatmap | Curve | Graph) -> dict[str, bytes]:
     """Suffix → bytes of the file: PNG and SVG, without dates in them, so that equal data give equal files."""
     with mpl.rc_context(STYLE):
-        return rendered(_heatmap(picture) if isinstance(picture, Heatmap) else _curve(picture))
+        match picture:
+            case Heatmap():
+                return rendered(_heatmap(picture))
+            case Graph():
+                return rendered(graph_figure(picture, COLOURS))
+            case Curve():
+                return rendered(_curve(picture))
 
 
 def rendered(figure: Figure) -> dict[str, bytes]:

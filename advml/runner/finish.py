@@ -10,12 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from advml.config import Bound
 from advml.contracts import Network
 from advml.models.pertask import PerTask
+from advml.nn.flops import FlopCounter
 from advml.runner import artifacts, checkpoint, files
 from advml.runner.folder import RunFolder
 from advml.runner.identity import identity
@@ -138,28 +137,6 @@ def flops_estimate(network: Network | None, samples: int | None) -> int | None:
     finally:
         network.train(training)
     return 3 * counter.total * samples
-
-
-class FlopCounter(TorchDispatchMode):
-    """Adds up the FLOPs of all operations inside, by torch's own formulas.
-
-    `torch.utils.flop_counter.FlopCounterMode` gives the same numbers, but imports the compiler for it (3 s).
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # nothing here is compiled: without this, torch imports its compiler to tell it to stay away
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
-        if formula is not None:
-            self.total += int(formula(*args, **(kwargs or {}), out_val=output))
-        return output
 
 
 def peak_memory_mb() -> dict[str, float]:

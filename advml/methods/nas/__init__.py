@@ -1,0 +1,1 @@
+"""Architecture search: DARTS, ENAS, and searches by training, by shared weights or by table."""

@@ -1,0 +1,1 @@
+"""Search over finite choices: random, evolution, REINFORCE, local search, Bayesian optimisation; pure, without data."""
