@@ -284,4 +284,4 @@ class TestTargets:
             {"step": 5, "split": "train", "loss": 1.0},
         ]
         found = rounds_to_targets(records, [0.3, 0.9], "none", Objective("accuracy", "valid", "max"))
-        assert found == {"rounds_to_0.3": pytest.approx(2.5), "rounds_to_0.9": None}
+        assert found == {"rounds_to_0.3": pytest.approx(2.5), "rounds_to_0.9": None, "rounds_to_target": None}

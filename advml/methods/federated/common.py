@@ -204,14 +204,13 @@ class Federated(Extras):
             )
             for client, count in zip(clients, steps, strict=True)
         ]
-        if self.noisy:  # dropout draws from the global generator: make it the chunk's own, whoever computes it
-            torch.manual_seed(self.context.rng("noise", purpose, round, clients[0]).initial_seed())
+        noise = self.context.rng("noise", purpose, round, clients[0]) if self.noisy else None
 
         def fetch(index: Tensor) -> Batch:
             return self.view.batch(clients[: len(index)], index)
 
         rate = self.rate(round) if lr is None else lr
-        loss = self.training.train(values, list(self.parameters), batches, fetch, rate, pull)
+        loss = self.training.train(values, list(self.parameters), batches, fetch, rate, pull, noise)
         return loss, sum(len(batch) for rows in batches for batch in rows)
 
     def pull(self, clients: list[int]) -> Pull | None:
@@ -221,7 +220,7 @@ class Federated(Extras):
     def start(self, clients: list[int]) -> Parameters:
         """The values from which clients train, [r, *shape]: the global ones, and their own where they keep some."""
         values = {name: value.detach() for name, value in self.network.state_dict().items()}
-        rows = {name: value.unsqueeze(0).repeat(len(clients), *[1] * value.dim()) for name, value in values.items()}
+        rows = {name: torch.stack([value] * len(clients)) for name, value in values.items()}
         for row, client in enumerate(clients):
             for name in self.own & self.kept.get(client, {}).keys():
                 rows[name][row] = self.kept[client][name]

@@ -53,9 +53,10 @@ def curve_points(records: Sequence[Record], curve: str, objective: Objective) ->
 def rounds_to_targets(
     records: Sequence[Record], targets: Sequence[float], curve: str, objective: Objective
 ) -> dict[str, float | None]:
-    """`rounds_to_T` for each target."""
+    """`rounds_to_T` for each target T, and `rounds_to_target` for the last of them."""
     points = curve_points(records, curve, objective)
-    return {f"rounds_to_{target:g}": crossing(points, target, objective.mode) for target in targets}
+    found = {f"rounds_to_{target:g}": crossing(points, target, objective.mode) for target in targets}
+    return found | ({"rounds_to_target": list(found.values())[-1]} if found else {})
 
 
 def by_rounds(records: Sequence[Record], curve: str, objective: Objective) -> dict[str, Artifact]:
