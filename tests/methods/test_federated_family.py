@@ -91,7 +91,7 @@ class TestScaffold:
 )
 def test_the_presets_of_fedopt(play, method, rule):
     """The first round from FedAvg's mean change; batch norm's averages move as there."""
-    words = ("method.rounds=2", "method.fraction=1.0")
+    words = ("method.rounds=2", "method.fraction=1.0", "method.lr=0.1")
     plain, played = (federated(play, name, *words, model="mlp_batch") for name in ("fedavg", method))
     start, config = plain.weights(), played.context.settings
     mean, moved = plain.go(1).weights(), played.go(1).weights()

@@ -83,9 +83,9 @@ class Tally:
             largest = value.amax(0)
             self.counters[name] = torch.maximum(self.counters.get(name, largest), largest)
 
-    def loss(self) -> Tensor:
-        """The mean over the examples trained on; undefined where there are none."""
-        return torch.stack(self.losses).sum() / self.samples if self.samples else torch.tensor(float("nan"))
+    def metrics(self) -> dict[str, Any]:
+        """`loss`, the mean over the examples trained on; nothing where there are none."""
+        return {"loss": torch.stack(self.losses).sum() / self.samples} if self.samples else {}
 
 
 class Federated(Extras):
@@ -119,7 +119,7 @@ class Federated(Extras):
         """The metrics of a round; its work goes into the budget."""
         work = {"samples": tally.samples, "updates": tally.updates, "gradients": tally.gradients}
         self.context.count(**work, bytes_up=tally.sent, bytes_down=received)
-        return {"loss": tally.loss(), "clients": clients, "bytes_up": tally.sent, "bytes_down": received}
+        return {**tally.metrics(), "clients": clients, "bytes_up": tally.sent, "bytes_down": received}
 
     def planned(self, client: int) -> int:
         """How many local steps a client has to do: E epochs."""
