@@ -234,6 +234,17 @@ class Rng(Protocol):
     def __call__(self, purpose: str, *key: int | str) -> torch.Generator: ...
 
 
+class World(Protocol):
+    """The processes that carry out a run together: this one's number, how many there are; one alone, as a rule."""
+
+    rank: int
+    size: int
+
+    def exchange(self, mine: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """Called by all with what each has: what every rank gave, in the order of ranks, bit for bit."""
+        ...
+
+
 class View(Protocol):
     """What a method sees of a data set: split as the family needs it (plain, a stream of tasks, clients, …)."""
 
@@ -312,6 +323,7 @@ class Context(Protocol):
     data: Any
     device: torch.device
     dtype: torch.dtype
+    world: World
 
     def autocast(self) -> AbstractContextManager[Any]:
         """bf16 regions under `precision=bf16`, nothing otherwise."""

@@ -45,6 +45,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "pretrain_finetune": "advml.methods.meta.pretrain_finetune:PretrainFinetune",
         "nearest_neighbour": "advml.methods.meta.nearest_neighbour:NearestNeighbour",
         "fedavg": "advml.methods.federated.fedavg:FedAvg",
+        "dp_fedavg": "advml.methods.federated.fedavg:FedAvg",
         "fedbn": "advml.methods.federated.fedavg:FedAvg",
         "fedprox": "advml.methods.federated.fedprox:FedProx",
         "scaffold": "advml.methods.federated.scaffold:Scaffold",

@@ -14,7 +14,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
     {"advml.__main__"},
     {"advml.cli"},
-    {"advml.commands", "advml.api"},
+    {"advml.commands", "advml.api", "advml.flower"},
     {"advml.report"},
     {"advml.runner"},
     {"advml.methods"},

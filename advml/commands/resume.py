@@ -28,6 +28,7 @@ def main(arguments: Sequence[str]) -> int:
     from advml.errors import ConfigError
     from advml.runner.baselines import completed, plan
     from advml.runner.folder import RunFolder
+    from advml.runner.follower import followed
     from advml.runner.run import Asked, Outcome, resume
 
     if not arguments or ("=" in arguments[0] and not Path(arguments[0]).exists()):
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     overrides = allowed(arguments[1:])
     tree = with_overrides(complete(folder), overrides)
     bound = bind(tree)
+    if followed(bound):
+        return 0
     planned = plan(tree)
     asked = Asked(shlex.join(["advml", "resume", *arguments]), overrides)
     status = folder.status()

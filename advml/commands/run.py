@@ -51,11 +51,14 @@ def main(arguments: Sequence[str]) -> int:
         from advml.commands.baselines import with_baselines
         from advml.config import bind
         from advml.runner.baselines import plan
+        from advml.runner.follower import followed
         from advml.runner.run import Asked, start
 
         choices = {str(group): str(choice) for group, choice in HydraConfig.get().runtime.choices.items()}
         tree, asked = as_tree(config), Asked(command, overrides, choices)
         bound = bind(tree)
+        if followed(bound):
+            return 0
         planned = plan(tree, dirs)
         return with_baselines(start(bound, asked), planned, asked)
 

@@ -6,7 +6,7 @@ With `privacy` (method=dp_sgd) no single training example shows in the network (
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -31,6 +31,7 @@ from advml.contracts import (
 from advml.errors import ConfigError
 from advml.nn.evaluation import measure, predict
 from advml.nn.losses import make_loss
+from advml.nn.membership import attacked
 from advml.nn.metrics import confusion_matrix
 from advml.nn.optimisers import make_optimiser
 from advml.nn.private_training import Privacy, PrivacySettings, train_privately
@@ -45,6 +46,7 @@ class Settings(TrainingSettings):
 
     epochs: PositiveInt
     patience: PositiveInt | None
+    attack: Literal["none", "loss"]
     privacy: PrivacySettings
 
 
@@ -67,6 +69,8 @@ class Supervised(Method):
             raise ConfigError(f"method.{error}") from None
         if self.config.patience is not None and not len(self.data.valid):
             raise ConfigError("method.patience: needs validation examples; set dataset.valid above 0")
+        if self.config.attack != "none" and (isinstance(target, Real) or not len(self.data.test)):
+            raise ConfigError("method.attack: needs classes and test examples; use method.attack=none")
         self.network = context.build()
         self.optimiser = make_optimiser(self.network.parameters(), self.config)
         self.updates_per_epoch = -(-len(self.data.train) // self.config.batch_size)
@@ -171,8 +175,11 @@ class Supervised(Method):
         return self.network
 
     def summary(self, records: Sequence[Record]) -> Metrics:
-        """With privacy, ε and δ of the whole run."""
-        return {} if self.privacy is None else {"epsilon": self.privacy.epsilon(), "delta": self.privacy.delta}
+        """With privacy, ε and δ of the whole run; and how well an attack tells who was trained on, where asked for."""
+        spent = {} if self.privacy is None else {"epsilon": self.privacy.epsilon(), "delta": self.privacy.delta}
+        if self.config.attack == "none":
+            return spent
+        return {**spent, **attacked(self.network, self.data.train, self.data.test, self.context.autocast)}
 
     def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
         """For classes, the confusion matrix of the test split; with privacy, the statement of what is promised."""

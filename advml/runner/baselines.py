@@ -19,15 +19,18 @@ from advml.runner.identity import identity
 from advml.runner.jobs import Ended, Job, finished, here
 from advml.runner.pool import Watcher
 from advml.runner.run import Asked
+from advml.runner.world import under_torchrun
 
 
 def plan(tree: Mapping[str, Any], options: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Name → configuration of each baseline of the run with the configuration `tree`, checked.
 
     `options`: --config-dir and its folder. One that would be the run itself is left out. Raises ConfigError with the
-    mistakes of all.
+    mistakes of all. Under torchrun there are none: its processes serve one run.
     """
     check_fit(bind(tree))  # a mistake of the run itself is told once, and as the run's
+    if under_torchrun() is not None:
+        return {}
     found: dict[str, dict[str, Any]] = {}
     mistakes = []
     for name, words in tree["baselines"].items():

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 
 from advml.config import Part
-from advml.contracts import Network, Spec
+from advml.contracts import Network, Spec, World
 from advml.models.build import build
 from advml.runner.budget import Budget
 from advml.runner.randomness import KeyedRng, derive
+from advml.runner.world import Alone
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "bf16": torch.float32}
 
@@ -20,11 +21,20 @@ class RunContext:
     """See `advml.contracts.Context`."""
 
     def __init__(
-        self, settings: Any, data: Any, model: Part, seed: int, device: torch.device, precision: str, budget: Budget
+        self,
+        settings: Any,
+        data: Any,
+        model: Part,
+        seed: int,
+        device: torch.device,
+        precision: str,
+        budget: Budget,
+        world: World | None = None,
     ) -> None:
         self.settings, self.data, self.device, self.dtype = settings, data, device, DTYPES[precision]
         self.rng = KeyedRng(seed)
         self.count = budget.add
+        self.world = world or Alone()
         self._seed, self._model, self._autocast = seed, model, precision == "bf16"
 
     def autocast(self) -> AbstractContextManager[Any]:

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from advml.runner.randomness import KeyedRng, numeric_settings, reseed
 from advml.runner.recorder import Recorder
 from advml.runner.signals import StopRequest, stop_requests
 from advml.runner.trackers import Tracker, backend
+from advml.runner.world import Alone, opened
 
 
 @dataclass(frozen=True)
@@ -60,17 +61,23 @@ class Outcome:
 
 
 def start(
-    bound: Bound, asked: Asked, observers: Sequence[Observer] = (), folder: RunFolder | None = None
+    bound: Bound,
+    asked: Asked,
+    observers: Sequence[Observer] = (),
+    folder: RunFolder | None = None,
+    world: Alone | None = None,
 ) -> Outcome:
     """Check, load the data, set up, make the folder, run. A configuration that cannot run leaves nothing behind.
 
     `folder`: an empty one that the caller has made and keeps (runner/jobs.py); otherwise a new one below `outputs`.
+    `world`: who computes together with this process, where that is not for `method.workers` to say.
     """
     check_fit(bound)
     device = environment.resolve_device(bound.run.device)
     threads = environment.resolve_threads(bound.run.threads)
-    with numeric_settings(threads, bound.run.deterministic):
-        job = _job(bound, device, observers)
+    together = opened(bound, device, threads) if world is None else nullcontext(world)
+    with numeric_settings(threads, bound.run.deterministic), together as world:
+        job = _job(bound, device, observers, world)
         given = folder is not None
         if folder is None:
             names = (part.name.replace(":", ".") for part in (bound.method, bound.dataset))  # my_module:MyMethod
@@ -106,10 +113,11 @@ def resume(folder: RunFolder, bound: Bound, observers: Sequence[Observer] = ()) 
                 f"{folder.path}: was started on {before['device']}, but here device={bound.run.device} is {device}; "
                 f"resume it on such a device or start a new run"
             )
-        with numeric_settings(before["threads"], bound.run.deterministic):
-            job = _job(bound, device, observers)
+        threads = before["threads"]
+        with numeric_settings(threads, bound.run.deterministic), opened(bound, device, threads) as world:
+            job = _job(bound, device, observers, world)
             job.check_data(folder)
-            now = environment.describe(device, before["threads"], bound.run.precision)
+            now = environment.describe(device, threads, bound.run.precision)
             then, now = ({key: whole.get(key) for key in environment.BITS} for whole in (before, now))
             for line in environment.differences(then, now):
                 job.note(f"advml: since the run began, {line}; bits may differ from those of a run never stopped")
@@ -135,19 +143,15 @@ def as_yaml(tree: Mapping[str, Any]) -> str:
 class _Job:
     """The pieces of a run put together: data and a set-up method; then the loop, and its end of whatever kind."""
 
-    def __init__(self, bound: Bound, device: torch.device, observers: Sequence[Observer]) -> None:
+    def __init__(self, bound: Bound, device: torch.device, observers: Sequence[Observer], world: Alone) -> None:
         run = self.run = bound.run
-        self.bound, self.budget = bound, Budget()
+        self.bound, self.budget, self.world = bound, Budget(), world
         self.observers = [progress_observer(run.progress), *observers]
         self.tracking = backend(run)  # before any work: a tracker that cannot be used is refused
         self.view = None if bound.dataset.name == "none" else load_view(bound, self.note)
         self.data = None if self.view is None else {"dataset": bound.dataset.name, **self.view.describe()}
-        reseed(run.seed, "setup")
-        self.method: Method = bound.method.cls()
-        view = None if self.view is None else self.view.to(device, DTYPES[run.precision])
-        self.method.setup(
-            RunContext(bound.method.settings, view, bound.model, run.seed, device, run.precision, self.budget)
-        )
+        world.join()
+        self.method = world.lead(set_up(bound, self.view, device, self.budget, world))
 
     def note(self, text: str) -> None:
         self.observers[0].note(text)
@@ -186,6 +190,7 @@ class _Job:
                 if stop.by and progress.stopped_by == stop.by:
                     return _end(folder, log, "interrupted", progress.total, attempt, f"stopped by {stop.by}")
                 finish(folder, self.bound, loop, self.view)
+                self.world.dismiss()
                 return _end(folder, log, "completed", progress.total, attempt)
             except KeyboardInterrupt:
                 return _end(folder, log, "interrupted", progress.total, attempt, "stopped at once")
@@ -213,14 +218,26 @@ class _Job:
         return loop
 
 
-def _job(bound: Bound, device: torch.device, observers: Sequence[Observer]) -> _Job:
+def _job(bound: Bound, device: torch.device, observers: Sequence[Observer], world: Alone) -> _Job:
     """Data and a set-up method. Memory that does not suffice is no fault of ours: AdvmlError says so."""
     try:
-        return _Job(bound, device, observers)
+        return _Job(bound, device, observers, world)
     except (MemoryError, RuntimeError) as error:
         if (full := _memory_full(error)) is None:
             raise
         raise AdvmlError(full) from error
+
+
+def set_up(bound: Bound, view: Any, device: torch.device, budget: Budget, world: Alone) -> Method:
+    """The method at its beginning, with the view on the device: alike in every process of a run."""
+    run = bound.run
+    reseed(run.seed, "setup")
+    method: Method = bound.method.cls()
+    seen = None if view is None else view.to(device, DTYPES[run.precision])
+    method.setup(
+        RunContext(bound.method.settings, seen, bound.model, run.seed, device, run.precision, budget, world)
+    )
+    return method
 
 
 def load_view(bound: Bound, note: Callable[[str], None]) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -20,8 +21,9 @@ from advml.config import settings
 from advml.contracts import At, Batch, Context, Metrics, Network, Objective, SplitName, Step
 from advml.errors import ConfigError
 from advml.methods.federated import measuring
-from advml.methods.federated.rounds import Rounds, RoundSettings
-from advml.nn.aggregation import WeightedSum, Weighting, cohort, shares
+from advml.methods.federated.channel import Rows, bytes_of
+from advml.methods.federated.extras import Extras, ExtraSettings
+from advml.methods.federated.together import updates_together
 from advml.nn.local_training import (
     LocalEngine,
     LocalTraining,
@@ -34,15 +36,11 @@ from advml.nn.local_training import (
 )
 from advml.nn.replicas import Parameters, Unsuited, has_batch_norm
 
-Rows = dict[str, Tensor]
-"""Name → [r, *shape]: a value for each of r clients."""
-
 
 @settings
-class FederatedSettings(RoundSettings):
+class FederatedSettings(ExtraSettings):
     """Keys of every federated method: configs/method/_base/federated.yaml."""
 
-    weighting: Weighting
     batch_norm: Literal["average", "local", "refuse"]
     engine: LocalEngine
 
@@ -90,7 +88,7 @@ class Tally:
         return {"loss": torch.stack(self.losses).sum() / self.samples} if self.samples else {}
 
 
-class Federated(Rounds):
+class Federated(Extras):
     """Algorithm 1 of McMahan et al. 2017, with places for what others put there."""
 
     settings: ClassVar[type] = FederatedSettings
@@ -114,7 +112,8 @@ class Federated(Rounds):
             tally.add(update, sent)
         self.serve(round, total.total(), order)
         self.raise_counters(tally.counters)
-        return self.with_curve(at, self.counted(tally, len(order), len(cohort) * self.downlink()))
+        told = self.counted(tally, len(order), len(cohort) * self.downlink()) | self.end_round(round)
+        return self.with_curve(at, told)
 
     def counted(self, tally: Tally, clients: int, received: int) -> dict[str, Any]:
         """The metrics of a round; its work goes into the budget."""
@@ -122,31 +121,11 @@ class Federated(Rounds):
         self.context.count(**work, bytes_up=tally.sent, bytes_down=received)
         return {**tally.metrics(), "clients": clients, "bytes_up": tally.sent, "bytes_down": received}
 
-    def cohort(self, round: int) -> list[int]:
-        """The clients of a round, in ascending order."""
-        return cohort(len(self.view), self.config.fraction, self.context.rng("cohort", round))
-
     def planned(self, client: int) -> int:
         """How many local steps a client has to do: E epochs."""
         sizes = batch_sizes(self.sizes[client], self.config.batch_size, not self.normed)
         epochs: int = self.config.epochs
         return len(sizes) * epochs
-
-    def work(self, round: int, cohort: list[int], planned: list[int]) -> list[int]:
-        """How many local steps each does of those planned; 0 = it drops out."""
-        return planned
-
-    def weights(self, clients: list[int]) -> Tensor:
-        """What each client's update is multiplied by in the sum, float64 [m] on the CPU."""
-        return shares(torch.tensor([self.sizes[client] for client in clients]), self.config.weighting)
-
-    def new_sum(self, round: int, cohort: list[int], weights: Tensor) -> WeightedSum:
-        """An empty sum for a round; weights [m] of the cohort, 0 for those that drop out."""
-        return WeightedSum()
-
-    def uplink(self, round: int, clients: list[int], deltas: Rows) -> tuple[Rows, int]:
-        """(what the server receives of the clients' deltas, bytes that were sent)."""
-        return deltas, bytes_of(deltas)
 
     def downlink(self) -> int:
         """Bytes that the server sends to each client of a cohort: all that is not the client's own."""
@@ -186,6 +165,9 @@ class Federated(Rounds):
 
     def updates(self, round: int, chunks: Sequence[tuple[list[int], list[int]]]) -> Iterator[Update]:
         """What comes of each chunk (clients, local steps of each), in this order."""
+        if self.context.world.size > 1:
+            yield from updates_together(self.context.world, chunks, Update, partial(self.local, round))
+            return
         for clients, steps in chunks:
             yield self.local(round, clients, steps)
 
@@ -276,6 +258,7 @@ class Federated(Rounds):
         self.training = LocalTraining(self.replicas, losses, config)
         self.at_once = copies_at_once(self.network, self.replicas)
         self.noisy = any(getattr(module, "p", 0) or getattr(module, "dropout", 0) for module in self.network.modules())
+        self.set_up_extras()
         self.personalised = False
         if self.own:
             self.personalise()
@@ -349,11 +332,13 @@ class Federated(Rounds):
         return measuring.spread(self.view, scores)
 
     def state_dict(self) -> dict[str, Any]:
-        """The global network and what clients keep."""
-        return {"network": self.network.state_dict(), "kept": {k: dict(values) for k, values in self.kept.items()}}
+        """The global network, what clients keep, and what their settings need."""
+        kept = {client: dict(values) for client, values in self.kept.items()}
+        return {"network": self.network.state_dict(), "kept": kept, **self.extra_state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore both."""
+        """Restore all of it."""
+        self.load_extra_state(state)
         self.network.load_state_dict(state["network"])
         device = self.context.device
         self.kept = {
@@ -361,7 +346,3 @@ class Federated(Rounds):
             for client, values in state["kept"].items()
         }
 
-
-def bytes_of(rows: Mapping[str, Tensor]) -> int:
-    """The size of these tensors."""
-    return sum(value.numel() * value.element_size() for value in rows.values())

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from advml.config import settings
 from advml.contracts import Context
-from advml.methods.federated.common import Federated, FederatedSettings, Rows, Update
+from advml.methods.federated.channel import Rows
+from advml.methods.federated.common import Federated, FederatedSettings, Update
 from advml.nn.aggregation import masses
 from advml.nn.replicas import Parameters
 
@@ -27,6 +28,7 @@ class LocalOnly(Federated):
     """
 
     settings: ClassVar[type] = Settings
+    privacy_refused = "nothing is sent that could be hidden; use kind=none"
 
     def setup(self, context: Context) -> None:
         """Everything is the clients' own."""

@@ -39,6 +39,7 @@ class Scaffold(Federated):
     """
 
     settings: ClassVar[type] = Settings
+    privacy_refused = "SCAFFOLD sends its variates too, which are not clipped; use method=fedavg"
 
     def setup(self, context: Context) -> None:
         """And the server's variate, zero; so are the clients' until they first take part."""

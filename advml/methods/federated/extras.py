@@ -1,0 +1,161 @@
+"""Settings that every federated method has: compression, masks, stragglers, privacy and several processes.
+
+They fill the places that `Federated.step` leaves: `cohort`, `work`, `weights`, `updates`, `uplink`, `new_sum`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from advml.artifacts import Artifact, Json
+from advml.config import PositiveInt, settings
+from advml.contracts import Metrics, Record, SplitName
+from advml.errors import ConfigError
+from advml.methods.federated.channel import Channel, Rows
+from advml.methods.federated.rounds import Rounds, RoundSettings
+from advml.nn.aggregation import Weighting, cohort, shares
+from advml.nn.compression import CompressionSettings
+from advml.nn.participation import Share, StragglerSettings, planned_work
+from advml.nn.private_rounds import ClientPrivacy, ClientPrivacySettings
+from advml.nn.secure_sum import SecureSettings
+
+
+@settings
+class ExtraSettings(RoundSettings):
+    """The blocks of configs/method/_base/federated.yaml that say what happens around local training."""
+
+    weighting: Weighting
+    workers: PositiveInt
+    dropout: Share
+    stragglers: StragglerSettings
+    compression: CompressionSettings
+    secure_aggregation: SecureSettings
+    privacy: ClientPrivacySettings
+
+
+class Sum(Protocol):
+    """Where a round's updates are added up: plain, masked or noisy."""
+
+    def add(self, clients: Sequence[int], values: Mapping[str, Tensor], weights: Tensor) -> None:
+        """Add values [r, *shape] of r clients with weights [r] (on the CPU)."""
+        ...
+
+    def total(self) -> dict[str, Tensor]:
+        """The sum, name → [*shape]; empty where nobody sent anything."""
+        ...
+
+
+class Extras(Rounds):
+    """What the settings of `ExtraSettings` do in a round. `set_up_extras` comes last in a method's setup.
+
+    `privacy_refused`: why a method cannot be private, where it cannot.
+    """
+
+    privacy_refused: ClassVar[str | None] = None
+    sizes: list[int]
+    parameters: dict[str, nn.Parameter]
+    shared: dict[str, Tensor]
+
+    def set_up_extras(self) -> None:
+        """Raises ConfigError for settings that exclude each other."""
+        config = self.config
+        sent = {name: value for name, value in self.parameters.items() if name in self.shared}
+        self.channel = Channel(config.compression, config.secure_aggregation, sent, self.context)
+        self.privacy = None if config.privacy.kind == "none" else self._private()
+
+    def _private(self) -> ClientPrivacy:
+        config = self.config
+        if self.privacy_refused is not None:
+            raise ConfigError(f"method.privacy: {self.privacy_refused}")
+        if config.secure_aggregation.enabled:
+            raise ConfigError(
+                "method.privacy: rounding to fixed point after clipping is not accounted for; use "
+                "method.secure_aggregation.enabled=false"
+            )
+        if beside := [name for name in self.shared if name not in self.parameters]:
+            raise ConfigError(
+                f"method.privacy: {beside[0]} are statistics of examples that no noise hides; use "
+                "method.batch_norm=local, or another model.norm"
+            )
+        try:
+            return ClientPrivacy(config.privacy, self.sizes, config.fraction, config.rounds, self.context.rng)
+        except ValueError as error:
+            where = "count_noise" if "count" in str(error) else "target_epsilon"
+            raise ConfigError(f"method.privacy.{where}: {error}") from None
+
+    # --- the places in a round ---
+
+    def cohort(self, round: int) -> list[int]:
+        """The clients of a round, in ascending order."""
+        if self.privacy is not None:
+            return self.privacy.cohort(round)
+        return cohort(len(self.sizes), self.config.fraction, self.context.rng("cohort", round))
+
+    def work(self, round: int, cohort: list[int], planned: list[int]) -> list[int]:
+        """How many local steps each does of those planned; 0 = it drops out."""
+        config, rng = self.config, self.context.rng
+        generators = [rng(purpose, round) for purpose in ("slow clients", "partial work", "dropouts")]
+        done = planned_work(
+            cohort, config.epochs, config=config.stragglers, dropout=config.dropout, generators=generators
+        )
+        return [
+            math.ceil(epochs / config.epochs * steps - 1e-9) for epochs, steps in zip(done, planned, strict=True)
+        ]
+
+    def weights(self, clients: list[int]) -> Tensor:
+        """What each client's update is multiplied by in the sum, float64 [m] on the CPU."""
+        if self.privacy is not None:
+            return self.privacy.weights(clients)
+        return shares(torch.tensor([self.sizes[client] for client in clients]), self.config.weighting)
+
+    def uplink(self, round: int, clients: list[int], deltas: Rows) -> tuple[Rows, int]:
+        """(what the server receives of the clients' deltas, bytes that were sent)."""
+        arrived, size = self.channel.sent(round, clients, deltas)
+        return (arrived if self.privacy is None else self.privacy.clipped(arrived)), size
+
+    def new_sum(self, round: int, cohort: list[int], weights: Tensor) -> Sum:
+        """An empty sum for a round; weights [m] of the cohort, 0 for those that drop out."""
+        if self.privacy is not None:
+            return self.privacy.new_sum(round, self.shared)
+        return self.channel.new_sum(round, cohort)
+
+    def end_round(self, round: int) -> dict[str, Any]:
+        """What else the record of a round tells."""
+        return dict(self.channel.end_round() if self.privacy is None else self.privacy.end_round(round))
+
+    # --- the rest of a run ---
+
+    def evaluate(self, split: SplitName) -> Metrics:
+        """The network on the whole split and over the clients; with privacy, ε of the rounds so far."""
+        found = super().evaluate(split)
+        return {**found, "epsilon": self.privacy.epsilon()} if found and self.privacy is not None else found
+
+    def summary(self, records: Sequence[Record]) -> Metrics:
+        """Rounds to each target; with privacy, ε and δ of the whole run."""
+        found = super().summary(records)
+        if self.privacy is None:
+            return found
+        return {**found, "epsilon": self.privacy.epsilon(), "delta": self.privacy.delta}
+
+    def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
+        """Partition, curves and spread; with privacy, the statement of what is promised."""
+        found = super().artifacts(records)
+        return found if self.privacy is None else {**found, "privacy": Json(self.privacy.to_dict())}
+
+    def extra_state(self) -> dict[str, Any]:
+        """What the next round depends on."""
+        return {
+            "channel": self.channel.state_dict(),
+            **({} if self.privacy is None else {"privacy": self.privacy.state_dict()}),
+        }
+
+    def load_extra_state(self, state: Mapping[str, Any]) -> None:
+        """Restore it."""
+        self.channel.load_state_dict(state["channel"])
+        if self.privacy is not None:
+            self.privacy.load_state_dict(state["privacy"])
