@@ -110,7 +110,7 @@ def test_if_all_drop_out_the_model_stays_and_the_record_says_so(play, same):
     run.go()
     assert same(before, run.weights())
     assert [step["clients"] for step in run.steps] == [0.0] * 4
-    assert all(math.isnan(step["loss"]) for step in run.steps)
+    assert not any("loss" in step for step in run.steps)
     assert run.budget.counts["bytes_up"] == 0
     assert run.budget.counts["bytes_down"] == 4 * 6 * 8 * PARAMETERS
 
