@@ -152,6 +152,14 @@ def test_under_poisson_sampling_the_denominator_is_the_expected_cohort(play):
         torch.testing.assert_close(value, before[name] + sums[name] / 6, rtol=0, atol=1e-12)
 
 
+def test_a_round_without_clients_moves_the_network_by_noise(play, same):
+    run = play(*SMALL, *PRIVATE, "method.fraction=0.000001", "method.rounds=1")
+    before = run.weights()
+    step = run.method.step(At(0, 0, 0, True))
+    assert (step.metrics["clients"], step.metrics["clipped"]) == (0, None)
+    assert not same(before, run.weights())
+
+
 def test_an_update_moves_the_network_by_no_more_than_the_bound(after):
     """One round, all clients, no noise, a small C: however far they go, the mean moves by C at most."""
     bounded = after(
