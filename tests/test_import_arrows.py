@@ -14,7 +14,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 FLOORS = [
     {"advml.__main__"},
     {"advml.cli"},
-    {"advml.commands", "advml.api"},
+    {"advml.commands", "advml.api", "advml.flower"},
     {"advml.report"},
     {"advml.runner"},
     {"advml.methods"},
@@ -25,8 +25,8 @@ FLOORS = [
     {"advml.registry"},
     {"advml.errors", "advml"},
 ]
-# runner/worker.py is a main program like cli.py: the process of one job, whose output goes to a file of its own.
-MAY_PRINT = {"cli.py", "commands", "runner/progress.py", "runner/worker.py"}
+# runner/worker.py and runner/follower.py are main programs like cli.py: the process of one job, and one that helps it.
+MAY_PRINT = {"cli.py", "commands", "runner/progress.py", "runner/worker.py", "runner/follower.py"}
 # `from advml import api` inside the package's own __getattr__: advml.run and advml.load, on first use.
 EXCEPTIONS = {("advml", "advml.api")}
 

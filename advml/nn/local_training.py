@@ -154,11 +154,15 @@ class LocalTraining:
         fetch: Callable[[Tensor], Batch],
         lr: float,
         pull: Pull | None = None,
+        noise: torch.Generator | None = None,
     ) -> Tensor:
         """Move `values` [R, *shape] in place, those in `trained` by gradients; the loss summed over examples, 0-d.
 
         Row r takes one step for each of its `batches`, whose examples `fetch` gets; rows with more steps come first.
+        `noise` says what dropout draws: by itself it would depend on what the process did before.
         """
+        if noise is not None:
+            torch.manual_seed(noise.initial_seed())
         mover = self._mover(values, trained, lr, pull or Pull())
         taken: list[Tensor] = []
         for step in range(len(batches[0])):

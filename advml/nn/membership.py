@@ -1,7 +1,7 @@
 """Was this example trained on? The attack by a threshold on the loss (Yeom et al. 2018), and how well it does.
 
 An example is guessed to be a member where its score is high: the log-odds of its class, log(p / (1 − p)), which falls
-as the loss −log p rises, and tells losses apart that are zero to float32. Reported are the area under the ROC curve, and
+as the loss −log p rises, and tells losses apart that are zero to float32. Reported are the area under the ROC curve and
 the true positive rate at a low false positive rate, at which an attack harms (Carlini et al. 2022), each with a 95 %
 interval. A weak attack that fails proves no privacy: a stronger one might not fail.
 """

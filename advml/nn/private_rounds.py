@@ -106,11 +106,17 @@ class ClientPrivacy:
         return self.all_weights[list(clients)] / (self.rate * self.all_weights.sum())
 
     def clipped(self, deltas: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The deltas, name → [r, *shape], each client's scaled to norm C at most over all of them together."""
+        """The deltas, name → [r, *shape], each client's scaled to norm C at most over all of them together.
+
+        One without a finite norm counts as zeros: a NaN in the sum would tell that its client was there.
+        """
         norms = update_norms(list(deltas.values()))
         self.norms.append(norms.detach().cpu().double())
-        factors = clip_factors(norms, self.clip)
-        return {name: rows * factors.view(-1, *[1] * (rows.dim() - 1)) for name, rows in deltas.items()}
+        factors, finite = clip_factors(norms, self.clip), norms.isfinite()
+        return {
+            name: torch.where(_beside(finite, rows), rows * _beside(factors, rows), 0.0)
+            for name, rows in deltas.items()
+        }
 
     def deviation(self) -> float:
         """Of the noise in the divided sum: σ C max w / (q W)."""
@@ -165,6 +171,11 @@ class ClientPrivacy:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore it. Never fewer rounds: an earlier state chosen as the best is a choice among all."""
         self.clip, self.rounds = float(state["clip"]), max(self.rounds, int(state["rounds"]))
+
+
+def _beside(values: Tensor, rows: Tensor) -> Tensor:
+    """Values [r] in a shape that goes with rows [r, …]."""
+    return values.view(-1, *[1] * (rows.dim() - 1))
 
 
 class PrivateSum(WeightedSum):

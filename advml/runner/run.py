@@ -8,7 +8,7 @@ import shlex
 import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,16 +62,22 @@ class Outcome:
 
 
 def start(
-    bound: Bound, asked: Asked, observers: Sequence[Observer] = (), folder: RunFolder | None = None
+    bound: Bound,
+    asked: Asked,
+    observers: Sequence[Observer] = (),
+    folder: RunFolder | None = None,
+    world: Alone | None = None,
 ) -> Outcome:
     """Check, load the data, set up, make the folder, run. A configuration that cannot run leaves nothing behind.
 
     `folder`: an empty one that the caller has made and keeps (runner/jobs.py); otherwise a new one below `outputs`.
+    `world`: who computes together with this process, where that is not for `method.workers` to say.
     """
     check_fit(bound)
     device = environment.resolve_device(bound.run.device)
     threads = environment.resolve_threads(bound.run.threads)
-    with numeric_settings(threads, bound.run.deterministic), opened(bound, device, threads) as world:
+    together = opened(bound, device, threads) if world is None else nullcontext(world)
+    with numeric_settings(threads, bound.run.deterministic), together as world:
         job = _job(bound, device, observers, world)
         given = folder is not None
         if folder is None:

@@ -1,7 +1,6 @@
 """Federated averaging: against an ordinary loop, its exact reductions, and the bugs that public projects carry."""
 
 import copy
-import math
 import random
 
 import numpy as np
@@ -168,7 +167,7 @@ def test_those_who_drop_out(play, same, does, engine):
     assert played.steps[0]["bytes_up"] == len(present) * played.steps[0]["bytes_down"] / 5
     if not present:
         assert same(before, played.weights())
-        assert math.isnan(played.steps[0]["loss"])
+        assert "loss" not in played.steps[0]
         assert "bytes_up" in played.budget.counts
         return
     method, sizes = played.method, [len(played.view.owned[client]) for client in present]

@@ -110,7 +110,7 @@ def test_if_all_drop_out_the_model_stays_and_the_record_says_so(play, same):
     run.go()
     assert same(before, run.weights())
     assert [step["clients"] for step in run.steps] == [0.0] * 4
-    assert all(math.isnan(step["loss"]) for step in run.steps)
+    assert not any("loss" in step for step in run.steps)
     assert run.budget.counts["bytes_up"] == 0
     assert run.budget.counts["bytes_down"] == 4 * 6 * 8 * PARAMETERS
 
@@ -150,6 +150,14 @@ def test_under_poisson_sampling_the_denominator_is_the_expected_cohort(play):
     run.method.step(At(0, cohort, cohort, False))
     for name, value in run.weights().items():
         torch.testing.assert_close(value, before[name] + sums[name] / 6, rtol=0, atol=1e-12)
+
+
+def test_a_round_without_clients_moves_the_network_by_noise(play, same):
+    run = play(*SMALL, *PRIVATE, "method.fraction=0.000001", "method.rounds=1")
+    before = run.weights()
+    step = run.method.step(At(0, 0, 0, True))
+    assert (step.metrics["clients"], step.metrics["clipped"]) == (0, None)
+    assert not same(before, run.weights())
 
 
 def test_an_update_moves_the_network_by_no_more_than_the_bound(after):

@@ -1,6 +1,7 @@
 """The methods beside federated averaging: each against an ordinary loop, and in the cases where two must be one."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -91,7 +92,7 @@ class TestScaffold:
 )
 def test_the_presets_of_fedopt(play, method, rule):
     """The first round from FedAvg's mean change; batch norm's averages move as there."""
-    words = ("method.rounds=2", "method.fraction=1.0")
+    words = ("method.rounds=2", "method.fraction=1.0", "method.lr=0.1")
     plain, played = (federated(play, name, *words, model="mlp_batch") for name in ("fedavg", method))
     start, config = plain.weights(), played.context.settings
     mean, moved = plain.go(1).weights(), played.go(1).weights()
@@ -284,4 +285,25 @@ class TestTargets:
             {"step": 5, "split": "train", "loss": 1.0},
         ]
         found = rounds_to_targets(records, [0.3, 0.9], "none", Objective("accuracy", "valid", "max"))
-        assert found == {"rounds_to_0.3": pytest.approx(2.5), "rounds_to_0.9": None}
+        assert found == {"rounds_to_0.3": pytest.approx(2.5), "rounds_to_0.9": None, "rounds_to_target": None}
+
+
+def test_a_recurrent_network_and_a_client_for_each_role(play, tmp_path):
+    """LEAF's Shakespeare, made small: characters in the order of the alphabet, which an LSTM soon knows."""
+    alphabet, data = "abcdefghij", {}
+    for name, start in (("ann", 0), ("bob", 2)):
+        texts = [alphabet[at : at + 5] for at in range(start, start + 3)]
+        data[name] = {"x": texts, "y": [alphabet[alphabet.index(text[-1]) + 1] for text in texts]}
+    content = {"users": list(data), "num_samples": [3, 3], "user_data": data}
+    for part in ("train", "test"):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "roles.json").write_text(json.dumps(content))
+    words = ("method=fedavg", "dataset=leaf", f"dataset.path={tmp_path}", "dataset.shape=[5]", "dataset.classes=null",
+             f"dataset.alphabet={alphabet}", "dataset.valid=0.0")  # fmt: skip
+    model = ("model=char_lstm", "model.hidden=8", "model.layers=1", "model.embedding=4")
+    rounds = ("view=clients_groups", "method.fraction=1.0", "method.rounds=30", "method.lr=2.0")
+    played = play(*words, *model, *rounds)
+    assert played.method.replicas.engine == "loop"
+    before = played.evaluate("train")["loss"]
+    assert played.go().evaluate("train")["loss"] < before / 2
+    assert played.evaluate("test")["client_accuracy"] > 0.5

@@ -89,6 +89,15 @@ def test_a_round_without_clients_releases_noise_too():
     assert all(bool(value.all()) for value in found.values())
 
 
+def test_an_update_that_is_no_number_counts_as_zeros():
+    privacy, rows = private(), updates(3)
+    rows["bias"][1, 0], rows["weight"][2, 0, 0] = float("nan"), float("inf")
+    clipped = privacy.clipped(rows)
+    for name, value in clipped.items():
+        assert not value[1:].any()
+        assert bool(value[0].any()), name
+
+
 def test_noise_and_cohort_follow_from_the_round_alone():
     one, other, rows = private(), private(), updates(8)
     later = round_of(one, 7, rows)

@@ -44,7 +44,7 @@ class Centralised(Rounds):
         loss = train(
             self.network,
             batches_of(self.view.train, indices),
-            lambda outputs, batch: self.loss(outputs, batch),
+            self.loss,
             self.optimiser,
             settings=replace(self.config, lr=self.rate(at.index), schedule="constant", warmup=0),
             update=start,

@@ -83,9 +83,9 @@ class Tally:
             largest = value.amax(0)
             self.counters[name] = torch.maximum(self.counters.get(name, largest), largest)
 
-    def loss(self) -> Tensor:
-        """The mean over the examples trained on; undefined where there are none."""
-        return torch.stack(self.losses).sum() / self.samples if self.samples else torch.tensor(float("nan"))
+    def metrics(self) -> dict[str, Any]:
+        """`loss`, the mean over the examples trained on; nothing where there are none."""
+        return {"loss": torch.stack(self.losses).sum() / self.samples} if self.samples else {}
 
 
 class Federated(Extras):
@@ -119,7 +119,7 @@ class Federated(Extras):
         """The metrics of a round; its work goes into the budget."""
         work = {"samples": tally.samples, "updates": tally.updates, "gradients": tally.gradients}
         self.context.count(**work, bytes_up=tally.sent, bytes_down=received)
-        return {"loss": tally.loss(), "clients": clients, "bytes_up": tally.sent, "bytes_down": received}
+        return {**tally.metrics(), "clients": clients, "bytes_up": tally.sent, "bytes_down": received}
 
     def planned(self, client: int) -> int:
         """How many local steps a client has to do: E epochs."""
@@ -204,14 +204,13 @@ class Federated(Extras):
             )
             for client, count in zip(clients, steps, strict=True)
         ]
-        if self.noisy:  # dropout draws from the global generator: make it the chunk's own, whoever computes it
-            torch.manual_seed(self.context.rng("noise", purpose, round, clients[0]).initial_seed())
+        noise = self.context.rng("noise", purpose, round, clients[0]) if self.noisy else None
 
         def fetch(index: Tensor) -> Batch:
             return self.view.batch(clients[: len(index)], index)
 
         rate = self.rate(round) if lr is None else lr
-        loss = self.training.train(values, list(self.parameters), batches, fetch, rate, pull)
+        loss = self.training.train(values, list(self.parameters), batches, fetch, rate, pull, noise)
         return loss, sum(len(batch) for rows in batches for batch in rows)
 
     def pull(self, clients: list[int]) -> Pull | None:
@@ -221,7 +220,7 @@ class Federated(Extras):
     def start(self, clients: list[int]) -> Parameters:
         """The values from which clients train, [r, *shape]: the global ones, and their own where they keep some."""
         values = {name: value.detach() for name, value in self.network.state_dict().items()}
-        rows = {name: value.unsqueeze(0).repeat(len(clients), *[1] * value.dim()) for name, value in values.items()}
+        rows = {name: torch.stack([value] * len(clients)) for name, value in values.items()}
         for row, client in enumerate(clients):
             for name in self.own & self.kept.get(client, {}).keys():
                 rows[name][row] = self.kept[client][name]

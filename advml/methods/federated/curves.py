@@ -39,7 +39,7 @@ def curve_points(records: Sequence[Record], curve: str, objective: Objective) ->
     """(rounds, value): what the step's records hold under `curve`, otherwise the evaluations of the objective."""
     metric = objective.metric
     if curve != "none":
-        key = f"{curve}_{'mse' if metric.endswith('mse') else 'accuracy'}"
+        key = f"{curve}_{'mse' if objective.mode == 'min' else 'accuracy'}"
         found = [(record["step"], record.get(key)) for record in records if record["split"] == "train"]
     else:
         found = [
@@ -53,9 +53,10 @@ def curve_points(records: Sequence[Record], curve: str, objective: Objective) ->
 def rounds_to_targets(
     records: Sequence[Record], targets: Sequence[float], curve: str, objective: Objective
 ) -> dict[str, float | None]:
-    """`rounds_to_T` for each target."""
+    """`rounds_to_T` for each target T, and `rounds_to_target` for the last of them."""
     points = curve_points(records, curve, objective)
-    return {f"rounds_to_{target:g}": crossing(points, target, objective.mode) for target in targets}
+    found = {f"rounds_to_{target:g}": crossing(points, target, objective.mode) for target in targets}
+    return found | ({"rounds_to_target": list(found.values())[-1]} if found else {})
 
 
 def by_rounds(records: Sequence[Record], curve: str, objective: Objective) -> dict[str, Artifact]:
@@ -68,7 +69,7 @@ def by_rounds(records: Sequence[Record], curve: str, objective: Objective) -> di
             sent[record["step"]] = total / 2**20
     if len(points) < 2:
         return {}
-    metric = objective.metric if curve == "none" else f"{curve} {objective.metric}"
+    metric = objective.metric if curve == "none" else f"{curve} {'mse' if objective.mode == 'min' else 'accuracy'}"
     x, y = [step for step, _ in points], [value for _, value in points]
     found: dict[str, Artifact] = {"by_rounds": Curve(x, {metric: y}, "rounds", metric, "Progress by rounds")}
     if total:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from advml.config import CountFloat, settings
@@ -60,7 +61,7 @@ class Ditto(Federated):
         rows: dict[str, Tensor] = {}
         for name, value in self.initial.items():
             kept = [self.kept.get(client, {}).get(OWN + name) for client in clients]
-            rows[name] = value.unsqueeze(0).repeat(len(clients), *[1] * value.dim())
+            rows[name] = torch.stack([value] * len(clients))
             for row, one in enumerate(kept):
                 if one is not None:
                     rows[name][row] = one

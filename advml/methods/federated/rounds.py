@@ -105,7 +105,7 @@ class Rounds(Method):
         return self.network
 
     def summary(self, records: Sequence[Record]) -> Metrics:
-        """`rounds_to_T` for each target T: null where it was not reached."""
+        """`rounds_to_T` for each target T, `rounds_to_target` for the last: null where it was not reached."""
         return curves.rounds_to_targets(records, self.config.targets, self.config.curve, self.objective)
 
     def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
