@@ -128,7 +128,7 @@ def test_two_and_four_processes_give_the_bits_of_one(run_cli, tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_of_two_processes_may_be_stopped_and_gone_on_with_by_any_number(run_cli, tmp_path):
+def test_a_run_of_two_processes_may_be_stopped_and_gone_on_with(run_cli, tmp_path):
     assert run_cli("run", *RUN, f"outputs={tmp_path / 'whole'}").code == 0
     whole = only_run(tmp_path / "whole")
     stopped = tmp_path / "stopped"
