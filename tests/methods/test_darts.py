@@ -147,7 +147,7 @@ def test_search_derive_retrain_report(play):
         (edge.source, 2 + node, edge.operation) for node, of in enumerate(genotype.normal.nodes) for edge in of
     }
     summary = method.summary([])
-    assert summary["parameters"] == sum(p.numel() for p in method.result().parameters())
+    assert summary["derived_parameters"] == sum(p.numel() for p in method.result().parameters())
     assert "accuracy" in played.evaluate("test")
 
 
@@ -180,7 +180,7 @@ def test_the_auxiliary_head_and_drop_path_take_part(play):
     method.retraining.step(At(1, 1, 0, True))
     assert all(not torch.equal(a, b) for a, b in zip(fresh, network.auxiliary.parameters(), strict=True))
     without = sum(p.numel() for n, p in network.named_parameters() if not n.startswith("auxiliary"))
-    assert method.summary([])["parameters"] == without
+    assert method.summary([])["derived_parameters"] == without
 
 
 def test_gumbel_chooses_one_operation_with_the_gradient_of_the_soft_choice():
@@ -261,8 +261,8 @@ def test_paces_and_schedules():
     ],
 )
 def test_one_clear_line(play, words, line):
+    kept = [word for word in WORDS if "model=mlp" not in words or not word.startswith("model")]
     with pytest.raises(ConfigError, match=line) as caught:
-        kept = [word for word in WORDS if "model=mlp" not in words or not word.startswith("model")]
         play(*kept, *words)
     assert len(str(caught.value).splitlines()) == 1
 

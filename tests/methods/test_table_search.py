@@ -28,7 +28,7 @@ def rng(seed=0):
 
 @pytest.fixture(scope="module")
 def table():
-    """15,625 cells whose accuracy is a sum over edges and a little noise; every two neighbouring numbers are one cell."""
+    """15,625 cells whose accuracy is a sum over edges and a little noise; two neighbouring numbers are one cell."""
     places = torch.arange(15_625)
     codes = torch.stack([places // 5**edge % 5 for edge in range(5, -1, -1)], 1)
     worth = (codes * torch.tensor([3.0, 1.0, 2.0, 2.0, 1.0, 3.0])).sum(1).double()
@@ -119,8 +119,9 @@ def test_a_budget_of_multiply_adds(table):
 
 
 def test_climbers_beat_random_search(table):
+    words = ("method.repeats=20", "method.evaluations=100")
     worth = {
-        method: float(play(table, method, "method.repeats=20", "method.evaluations=100")[0].evaluate("test")["accuracy"])
+        method: float(play(table, method, *words)[0].evaluate("test")["accuracy"])
         for method in ("random_nas", "evolution", "local_search", "reinforce")
     }
     assert min(worth["evolution"], worth["local_search"], worth["reinforce"]) > worth["random_nas"] + 0.005
@@ -147,8 +148,9 @@ def test_the_reference_numbers(tmp_path):
     source = Source(data_dir=folder, download=False, rng=KeyedRng(0), note=print)
     accuracies = Real(settings).load(source)
     view = Table(accuracies, None)
+    words = ("method.repeats=200", "method.evaluations=300", "method.marks=[100]")
     found = {
-        method: play(view, method, "method.repeats=200", "method.evaluations=300", "method.marks=[100]")[0].evaluate("test")
+        method: play(view, method, *words)[0].evaluate("test")
         for method in ("random_nas", "evolution", "local_search")
     }
     assert 100 * float(found["random_nas"]["raw_100"]) == pytest.approx(93.71, abs=0.1)
