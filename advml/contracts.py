@@ -293,9 +293,12 @@ class Network(nn.Module):
 
 @dataclass(frozen=True)
 class Needs:
-    """What a method asks of the other choices, as data: compared before any work starts."""
+    """What a method asks of the other choices, as data: compared before any work starts.
 
-    view: str = "plain"
+    `model`: does it train a network? A tuple of views: any of these; of a table of results no network is trained.
+    """
+
+    view: str | tuple[str, ...] = "plain"
     targets: tuple[type, ...] = (Classes, Real)
     model: bool = True
     precisions: tuple[str, ...] = ("float32", "float64", "bf16")

@@ -44,6 +44,12 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "reptile": "advml.methods.meta.reptile:Reptile",
         "pretrain_finetune": "advml.methods.meta.pretrain_finetune:PretrainFinetune",
         "nearest_neighbour": "advml.methods.meta.nearest_neighbour:NearestNeighbour",
+        "darts": "advml.methods.nas.darts:Darts",
+        "random_nas": "advml.methods.nas.searches:RandomArchitectures",
+        "evolution": "advml.methods.nas.searches:RegularisedEvolution",
+        "reinforce": "advml.methods.nas.searches:ReinforceSearch",
+        "local_search": "advml.methods.nas.searches:HillClimbing",
+        "bayes_opt": "advml.methods.nas.searches:BayesianOptimisation",
     },
     "dataset": {
         "none": "advml.data.none:NoData",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 
 from advml import registry
 from advml.config import Bound
@@ -14,6 +15,10 @@ from advml.errors import ConfigError
 def check_fit(bound: Bound) -> None:
     """Raises ConfigError with one line for each pair that does not fit, naming both sides and what would."""
     needs: Needs = bound.method.cls.needs
+    views = (needs.view,) if isinstance(needs.view, str) else needs.view
+    looks_up = bound.view.cls.kind == "table" and "table" in views and len(views) > 1
+    if looks_up:
+        needs = replace(needs, model=False)
     method, dataset, view, model = (
         f"{kind}={part.name}"
         for kind, part in zip(
@@ -32,14 +37,15 @@ def check_fit(bound: Bound) -> None:
         mistakes.append(f"{model}: {method} trains no network; use model=none")
 
     spec: Spec = bound.dataset.cls(bound.dataset.settings).spec()
-    if needs.view == "none":
+    if views == ("none",):
         if bound.dataset.name != "none":
             mistakes.append(f"{dataset}: {method} uses no data; use dataset=none")
     elif bound.dataset.name == "none":
         mistakes.append(f"{dataset}: {method} needs data; choose a data set (see: advml list datasets)")
-    elif bound.view.cls.kind != needs.view:
-        fitting = " or ".join(_views_of_kind(needs.view)) or "one that gives it"
-        mistakes.append(f"{view}: {method} reads a {needs.view} view, not {bound.view.cls.kind}; use view={fitting}")
+    elif bound.view.cls.kind not in views:
+        fitting = " or ".join(name for kind in views for name in _views_of_kind(kind)) or "one that gives it"
+        wanted = " or ".join(views)
+        mistakes.append(f"{view}: {method} reads a {wanted} view, not {bound.view.cls.kind}; use view={fitting}")
     elif spec.drawn and not getattr(bound.view.cls, "undivided", False):
         mistakes.append(f"{dataset}: draws tasks, which {method} cannot read; use another data set")
     else:

@@ -52,7 +52,7 @@ class SearchSettings:
 class ArchitectureSearch(Method):
     """Phases of a search, then `retrain`. Subclasses say what the search is; they derive, this trains what they found.
 
-    During the search metrics are called `supernet_…`: they are no result. The result is the retrained network's.
+    During the search metrics are called `search_…`: they are no result. The result is the retrained network's.
     """
 
     settings: ClassVar[type] = SearchSettings
@@ -67,7 +67,7 @@ class ArchitectureSearch(Method):
         if self.config.retrain.epochs:
             check_retraining(self.config.retrain, self.data.spec, len(self.data.train))
         name, mode = ("mse", "min") if isinstance(self.data.spec.target, Real) else ("accuracy", "max")
-        name = name if self.config.retrain.epochs else f"supernet_{name}"
+        name = name if self.config.retrain.epochs else f"search_{name}"
         self.objective = Objective(name, "valid", "min" if mode == "min" else "max", keep_best=False)
         self.setup_search()
 
@@ -90,7 +90,7 @@ class ArchitectureSearch(Method):
         raise NotImplementedError
 
     def search_evaluate(self, split: SplitName) -> Metrics:
-        """Measured while the search goes on, as `supernet_…`."""
+        """Measured while the search goes on, as `search_…`."""
         return {}
 
     def search_state(self) -> dict[str, Any]:
@@ -116,7 +116,7 @@ class ArchitectureSearch(Method):
 
     def phases(self) -> Sequence[Phase]:
         """The search, then retraining."""
-        return [*self.search_phases(), pace_of(self.context, self.config.retrain).phase("retrain")]
+        return [*self.search_phases(), pace_of(self.config.retrain, len(self.data.train)).phase("retrain")]
 
     def step(self, at: At) -> Step:
         """Search, or retrain what was found; it is derived at the first step of the second."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,6 +16,7 @@ from advml.errors import ConfigError
 from advml.methods.nas.common import ArchitectureSearch, SearchSettings, check_batches, halves, shrunk, shrunk_spec
 from advml.methods.nas.monitor import Monitor, StopSettings
 from advml.methods.nas.retrain import Pace
+from advml.methods.nas.schedules import cosine
 from advml.nn.cells.genotype import Genotype
 from advml.nn.cells.supernet import Supernet
 from advml.nn.evaluation import frozen, measure
@@ -181,7 +181,9 @@ class Darts(ArchitectureSearch):
     def _eigenvalue(self, epoch: int) -> Tensor:
         """The dominant eigenvalue of ∇²α L_valid on one batch, of a copy: batch norm's averages stay as they are."""
         copy = frozen(self.network).train()
-        architecture = [alpha.requires_grad_() for alpha in copy.architecture()]
+        architecture = copy.architecture()
+        for alpha in architecture:
+            alpha.requires_grad_()
         rng = self.context.rng("eigenvalue", epoch)
         index = torch.randperm(len(self.valid_half), generator=rng)[: self.config.batch_size]
         batch = self.valid_half.batch(index.to(self.context.device))
@@ -204,7 +206,7 @@ class Darts(ArchitectureSearch):
         if split != "valid":
             return {}
         found = measure(self.network, shrunk(self.data.valid, self.config), autocast=self.context.autocast)
-        return {f"supernet_{name}": value for name, value in found.items()}
+        return {f"search_{name}": value for name, value in found.items()}
 
     def searched(self) -> Network:
         """The supernet."""
@@ -249,11 +251,6 @@ def supernet(network: Network, method: str) -> Supernet:
     if not isinstance(network, Supernet):
         raise ConfigError(f"model: method={method} searches a supernet; use model=darts_cells or model=enas_micro")
     return network
-
-
-def cosine(first: float, last: float, fraction: float) -> float:
-    """From `first` to `last` along half a cosine."""
-    return last + (first - last) * (1 + math.cos(math.pi * fraction)) / 2
 
 
 def gumbel_choice(

@@ -89,14 +89,18 @@ class _WithAuxiliary(Network):
 class Retraining:
     """The derived network, fresh, with its optimiser. Drop-path rises linearly over the epochs, from 0."""
 
-    def __init__(self, context: Context, config: RetrainSettings, genotype: Genotype) -> None:
-        self.context, self.config, self.genotype = context, config, genotype
-        self.network = derived_network(context, config, genotype, "retrain")
-        self.train_split = some_examples(context, context.data.train, config.examples, "retrain examples")
+    def __init__(
+        self, context: Context, config: RetrainSettings, genotype: Genotype, split: Split | None = None,
+        purpose: str = "retrain",
+    ) -> None:  # fmt: skip
+        self.context, self.config, self.genotype, self.purpose = context, config, genotype, purpose
+        self.network = derived_network(context, config, genotype, purpose)
+        given = context.data.train if split is None else split
+        self.train_split = some_examples(context, given, config.examples, f"{purpose} examples")
         self.settings = training_settings(config)
         self.optimiser = make_optimiser(self.network.parameters(), self.settings)
         self.loss = make_loss("auto", context.data.spec.target)
-        self.pace = pace_of(context, config)
+        self.pace = pace_of(config, len(given))
 
     def step(self, at: At) -> Metrics:
         """An epoch, or a part of it."""
@@ -125,10 +129,10 @@ class Retraining:
     def _batches(self, start: int, stop: int) -> Iterator[Batch]:
         rng, split = self.context.rng, self.train_split
         indices = minibatches(
-            len(split), self.config.batch_size, start, stop, lambda epoch: rng("retrain order", epoch)
+            len(split), self.config.batch_size, start, stop, lambda epoch: rng(f"{self.purpose} order", epoch)
         )
         for update, index in enumerate(indices, start):
-            yield augmented(split, index, self.config, rng("retrain augment", update))
+            yield augmented(split, index, self.config, rng(f"{self.purpose} augment", update))
 
     def evaluate(self, split: SplitName) -> Metrics:
         """As of any trained network."""
@@ -154,9 +158,9 @@ def derived_network(context: Context, config: RetrainSettings, genotype: Genotyp
     return build_genotype(genotype, context.data.spec, like, seed).to(context.device, context.dtype)
 
 
-def pace_of(context: Context, config: RetrainSettings) -> Pace:
-    """How retraining is dealt to steps: known before anything is found."""
-    count = min(len(context.data.train), config.examples or len(context.data.train))
+def pace_of(config: RetrainSettings, examples: int) -> Pace:
+    """How retraining on some of these examples is dealt to steps: known before anything is found."""
+    count = min(examples, config.examples or examples)
     return Pace(config.epochs, -(-count // config.batch_size), config.block)
 
 

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 from advml.nn.optimisers import Adam
 from advml.nn.search.choices import Choices
 
+LOWEST = -1e300
+"""Worse than any score, and finite: a state that is not looks like a fault."""
+
 
 class Searcher(Protocol):
     """`ask` and `tell` alternate."""
@@ -155,7 +158,7 @@ class LocalSearch:
     def __init__(self, choices: Choices, repeats: int, climb: Literal["first", "best"] = "first") -> None:
         self.choices, self.repeats, self.climb = choices, repeats, climb
         self.at = torch.zeros((repeats, len(choices.counts)), dtype=torch.int64)  # where each search stands
-        self.height = torch.full((repeats,), float("-inf"), dtype=torch.float64)
+        self.height = torch.full((repeats,), LOWEST, dtype=torch.float64)
         self.order = torch.zeros((repeats, choices.moves), dtype=torch.int64)  # in which neighbours are looked at
         self.looked = torch.full((repeats,), -1)  # neighbours looked at; −1: a start is wanted
         self.found = self.at.clone()  # `best`: the best neighbour so far, and its score
@@ -184,7 +187,7 @@ class LocalSearch:
         self.at = torch.where(goes.unsqueeze(1), self.found, self.at)
         self.height = torch.where(goes, self.found_score, self.height)
         self.looked = torch.where(goes, 0, torch.where(stuck, -1, looked))
-        lowest = torch.full_like(self.height, float("-inf"))
+        lowest = torch.full_like(self.height, LOWEST)
         self.height = torch.where(stuck, lowest, self.height)
         self.found_score = torch.where(stuck, lowest, self.found_score)
 
