@@ -12,9 +12,9 @@ out; `loss.backward()` gives the gradients of weights and architecture in both s
 order goes through a copy of the network (quark0/darts, which itself does not run on a current Python: `async=True`).
 `ours` is engine=fused with advml.nn.hypergradient: what is not asked for is not differentiated, nothing is copied.
 
-Equality comes first, in float64 and on 4 images: architecture and weight gradients within 1e-10 of the largest entry of a tensor, the
-running statistics of the first step too, or nothing is timed. Then float32, one thread, CPU times, the ways taking
-turns; medians and ratios of medians. On a machine with other work ratios move by tens of percent.
+Equality comes first, in float64 and on 4 images: gradients of architecture and weights within 1e-10 of the largest
+entry of a tensor, in the first order running statistics too, or nothing is timed. Then float32, one thread, CPU times,
+the ways taking turns; medians and ratios of medians. On a machine with other work ratios move by tens of percent.
 """
 
 from __future__ import annotations
