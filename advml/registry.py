@@ -45,6 +45,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "pretrain_finetune": "advml.methods.meta.pretrain_finetune:PretrainFinetune",
         "nearest_neighbour": "advml.methods.meta.nearest_neighbour:NearestNeighbour",
         "darts": "advml.methods.nas.darts:Darts",
+        "enas": "advml.methods.nas.enas:Enas",
         "random_nas": "advml.methods.nas.searches:RandomArchitectures",
         "evolution": "advml.methods.nas.searches:RegularisedEvolution",
         "reinforce": "advml.methods.nas.searches:ReinforceSearch",
