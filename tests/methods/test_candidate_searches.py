@@ -11,10 +11,12 @@ from advml.methods.nas.shared import batch_statistics
 from advml.nn.cells.spaces import DartsCells, EnasMicro
 
 SMALL = (
-    "dataset=digits", "dataset.limit=150", "method.batch_size=24", "method.retrain.epochs=1", "method.retrain.channels=2",
-    "method.retrain.cells=2", "method.retrain.reductions=1", "method.retrain.auxiliary=0", "model.channels=2",
+    "dataset=digits", "dataset.limit=150", "method.batch_size=24", "method.retrain.epochs=1",
+    "method.retrain.channels=2", "method.retrain.cells=2",
+    "method.retrain.reductions=1", "method.retrain.auxiliary=0", "model.channels=2",
     "model.cells=2", "model.nodes=2", "model.reductions=1", "precision=float64",
 )  # fmt: skip
+CODE = (0, 3, 2, 1, 2, 3, 0, 2, 2, 2, 4, 5)
 
 
 def search(play, name, *words):
@@ -44,7 +46,7 @@ class TestSharing:
 
     def test_a_score_is_the_accuracy_of_the_selected_network_by_batch_statistics(self, play):
         inner = search(play, "random_nas").method.inner
-        genotype = inner.space.genotype((0, 3, 2) + (1, 2, 3) + (0, 2, 2) + (2, 4, 5))
+        genotype = inner.space.genotype(CODE)
         network = copy.deepcopy(inner.shared.network)
         network.train()
         state = copy.deepcopy(inner.shared.network.state_dict())
@@ -55,7 +57,7 @@ class TestSharing:
 
     def test_an_update_trains_the_selected_weights_only(self, play):
         inner = search(play, "random_nas").method.inner
-        genotype = inner.space.genotype((0, 3, 2) + (1, 2, 3) + (0, 2, 2) + (2, 4, 5))
+        genotype = inner.space.genotype(CODE)
         before = copy.deepcopy(inner.shared.network)
         inner.shared.per_epoch = 1
         inner.shared.epoch(0, lambda update: genotype)
@@ -84,7 +86,8 @@ class TestTraining:
         assert played.budget.counts["samples"] == len(inner.train_half)
 
     def test_one_evaluation_is_a_random_architecture(self, play):
-        first, second, other = (search(play, "random_nas", "method.evaluations=1", f"method.draw={n}") for n in (0, 0, 1))
+        words = ("method.evaluations=1",)
+        first, second, other = (search(play, "random_nas", *words, f"method.draw={n}") for n in (0, 0, 1))
         for played in (first, second, other):
             played.go().go()  # the search ends its phase
         genotypes = [played.method.inner.genotype for played in (first, second, other)]

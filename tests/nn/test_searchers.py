@@ -111,7 +111,8 @@ def test_searches_side_by_side_do_not_touch_each_other(name):
 
 @every
 def test_a_space_of_one_point(name):
-    assert all(torch.equal(points, torch.zeros_like(points)) for points, _ in play(MAKERS[name](Choices((1, 1, 1, 1)), 2), 9))
+    told = play(MAKERS[name](Choices((1, 1, 1, 1)), 2), 9)
+    assert all(torch.equal(points, torch.zeros_like(points)) for points, _ in told)
 
 
 @pytest.mark.parametrize("name", ["evolution", "first", "best", "tpe", "reinforce"])
