@@ -73,9 +73,8 @@ class Enas(ArchitectureSearch):
         self.shared = SharedWeights(
             self.network, context, config, self.train_half, config.batch_size, rate, config.nesterov
         )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(torch.randint(2**62, (), generator=context.rng("build", "controller"))))
-            controller = Controller(self.space.nodes, len(self.space.operations), PRESETS[config.preset])
+        blocks, operations = self.space.nodes, len(self.space.operations)
+        controller = Controller(blocks, operations, PRESETS[config.preset], context.rng("build", "controller"))
         self.learner = Reinforced(controller.to(context.device, context.dtype), config.baseline_decay)
         self.ranked: list[tuple[list[int], float]] = []  # codes and accuracies of the last draw, best first
 
