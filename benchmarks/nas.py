@@ -2,7 +2,7 @@
 
     python benchmarks/nas.py                          8 channels, both orders: about three minutes
     python benchmarks/nas.py --channels 8 16          minutes more
-    python benchmarks/nas.py --memory                 peak memory beside the times: each way once more, in a process
+    python benchmarks/nas.py --memory                 peak memory too: each way once more, in a process of its own
 
 Setting: 5 cells (reductions at one and two thirds), 4 nodes, 8 operations, batches of 16 random images 32×32, 10
 classes. A step is one of the architecture (Adam) and one of the weights (SGD, clipped).
@@ -59,6 +59,12 @@ def main() -> None:
         print(growth(options.one, options.channels[0], options.orders[0]))
         return
     print(machine())
+    if options.memory:  # first: a process starts with the peak of the one that starts it
+        for channels in options.channels:
+            for order in options.orders:
+                used = {name: child(name, channels, order) for name in WAYS}
+                told = ", ".join(f"{name} {peak:,.0f} MB" for name, peak in used.items())
+                print(f"C={channels} order {order}: peak memory of a step: {told}")
     for channels in options.channels:
         for order in options.orders:
             agree(channels, order)
@@ -68,10 +74,6 @@ def main() -> None:
             times = medians({name: way.step for name, way in ways.items()}, dict.fromkeys(ways, options.repeats))
             ratio = times["plain"] / times["ours"]
             print(f"C={channels} order {order}: plain {times['plain']:.2f} s, ours {times['ours']:.2f} s, {ratio:.2f}×")
-            if options.memory:
-                used = {name: child(name, channels, order) for name in WAYS}
-                told = ", ".join(f"{name} {peak:,.0f} MB" for name, peak in used.items())
-                print(f"C={channels} order {order}: peak memory of a step: {told}")
 
 
 class Way:
