@@ -63,6 +63,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "qnn": "advml.methods.quantum.qnn:Qnn",
         "quantum_kernel": "advml.methods.quantum.quantum_kernel:QuantumKernel",
         "darts": "advml.methods.nas.darts:Darts",
+        "enas": "advml.methods.nas.enas:Enas",
         "random_nas": "advml.methods.nas.searches:RandomArchitectures",
         "evolution": "advml.methods.nas.searches:RegularisedEvolution",
         "reinforce": "advml.methods.nas.searches:ReinforceSearch",

@@ -65,15 +65,21 @@ def _draw(
     for one, other, label in edges:
         again = seen[one, other] = seen.get((one, other), 0) + 1  # several edges between the same two nodes
         (x0, y0), (x1, y1) = places[one], places[other]
-        bend = 0.0 if x1 - x0 < 1.5 and again == 1 else 0.18 * (1 if (one + other + again) % 2 else -1) * again
+        bend = 0.0 if x1 - x0 < 1.5 and again == 1 else 0.25 * (1 if (one + other + again) % 2 else -1) * again
         arrow = FancyArrowPatch(
             places[one], places[other], connectionstyle=f"arc3,rad={bend}", arrowstyle="-|>", mutation_scale=11,
             shrinkA=17, shrinkB=17, color=colour.get(label, "#999999"), linewidth=1.4 if label in colour else 0.8,
         )  # fmt: skip
         axes.add_patch(arrow)
         if label in colour:
-            # The middle of a quadratic curve whose control point stands beside the middle of the line.
-            x, y = (x0 + x1) / 2 + bend * (y1 - y0) / 2, (y0 + y1) / 2 - bend * (x1 - x0) / 2
+            # On a quadratic curve whose control point stands beside the middle of the line; not in its middle, where
+            # two edges that cross would write over each other.
+            middle = (x0 + x1) / 2 + bend * (y1 - y0), (y0 + y1) / 2 - bend * (x1 - x0)
+            t = 0.36 if y1 < y0 else 0.6
+            x, y = (
+                (1 - t) ** 2 * begin + 2 * t * (1 - t) * control + t**2 * end
+                for begin, control, end in zip((x0, y0), middle, (x1, y1), strict=True)
+            )
             axes.text(x, y, label, fontsize=7, ha="center", va="center", color=colour[label], bbox=PLATE)
     for name, (x, y) in zip(nodes, places, strict=True):
         axes.text(x, y, name, ha="center", va="center", fontsize=8, bbox=BOX)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from advml.nn.search.choices import Choices
-from advml.nn.search.searchers import Evolution, LocalSearch, Random, Reinforce
+from advml.nn.search.searchers import Evolution, LocalSearch, Random, Reinforce, estimate
 from advml.nn.search.tpe import ParzenEstimator
 
 COUNTS = (3, 1, 4, 2)
@@ -109,6 +109,12 @@ def test_searches_side_by_side_do_not_touch_each_other(name):
         assert any(not torch.equal(a[1], b[1]) for a, b in zip(first, second, strict=True))
 
 
+@every
+def test_a_space_of_one_point(name):
+    told = play(MAKERS[name](Choices((1, 1, 1, 1)), 2), 9)
+    assert all(torch.equal(points, torch.zeros_like(points)) for points, _ in told)
+
+
 @pytest.mark.parametrize("name", ["evolution", "first", "best", "tpe", "reinforce"])
 def test_it_beats_random_search_on_a_larger_space(name):
     choices = Choices([5] * 6)
@@ -181,7 +187,7 @@ def test_the_reinforce_estimate_is_unbiased():
     (exact,) = torch.autograd.grad((chance(logits) * values).sum(), logits)
     weights = chance(logits.detach())
     for baseline in (0.0, -1.7):
-        pieces = [searcher.estimate(point.unsqueeze(0), (value - baseline).unsqueeze(0))[0]
+        pieces = [estimate(searcher.probabilities(), point.unsqueeze(0), (value - baseline).unsqueeze(0))[0]
                   for point, value in zip(every_point, values, strict=True)]  # fmt: skip
         expected = (torch.stack(pieces) * weights.view(-1, 1, 1)).sum(0)
         torch.testing.assert_close(expected, exact)

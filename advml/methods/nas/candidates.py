@@ -158,11 +158,14 @@ class CandidateSearch(ArchitectureSearch):
 
     def told(self) -> dict[str, Any]:
         """All candidates."""
-        return {"scored": [[list(code), *rest] for code, *rest in self.scored]}
+        codes = torch.tensor([row[0] for row in self.scored]).view(-1, len(self.space.choices))
+        scores = torch.tensor([row[1] for row in self.scored], dtype=torch.float64)
+        return {"codes": codes.long(), "scores": scores, "costs": [list(row[2:]) for row in self.scored]}
 
     def load_told(self, told: Mapping[str, Any]) -> None:
         """Restore them."""
-        self.scored = [(tuple(code), score, parameters, work) for code, score, parameters, work in told["scored"]]
+        rows = zip(told["codes"].tolist(), told["scores"].tolist(), told["costs"], strict=True)
+        self.scored = [(tuple(code), score, parameters, work) for code, score, (parameters, work) in rows]
 
     def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
         """The cells; all candidates, and their scores against their parameters."""

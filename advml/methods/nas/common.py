@@ -175,7 +175,7 @@ class ArchitectureSearch(Method):
         else:
             return counted
         size = cost(network, self.data.spec)
-        return {**counted, "parameters": size.parameters, "multiply_adds": size.multiply_adds}
+        return {**counted, "derived_parameters": size.parameters, "multiply_adds": size.multiply_adds}
 
     def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
         """The genotype, and its cells drawn."""

@@ -18,7 +18,7 @@ from advml.nn.search.choices import Choices
 from advml.nn.search.searchers import Searcher
 
 BLOCK = 50  # questions in a step of the run
-MOST = 5  # questions for each evaluation, where only new cells are charged: an end for a search that moves no more
+MOST = 4  # questions for each evaluation, where only new cells are charged: an end for a search that moves no more
 
 Count = Literal["raw", "unique"]
 
@@ -44,7 +44,10 @@ class TableSearch(Method):
         self.context, self.config, self.known, self.space = context, context.settings, view.accuracies, view.space
         self.choices = Choices(self.space.choices)
         self.searcher = self.make_searcher(self.choices, self.config.repeats)
-        self.asked = torch.zeros((0, self.config.repeats), dtype=torch.int64)  # numbers of cells [questions, R]
+        repeats = self.config.repeats
+        self.asked = torch.zeros((0, repeats), dtype=torch.int64)  # numbers of cells [questions, R]
+        self.fresh = torch.zeros((0, repeats), dtype=torch.bool)  # was each new to its search?
+        self.met = torch.zeros((repeats, len(self.known.same)), dtype=torch.bool)
 
     def phases(self) -> Sequence[Phase]:
         """Blocks of questions; with unique counting the search ends when all have their evaluations."""
@@ -53,26 +56,34 @@ class TableSearch(Method):
 
     def step(self, at: At) -> Step:
         """A block of questions."""
-        rows, first = [], at.index * BLOCK
+        rows, fresh, first = [], [], at.index * BLOCK
         last = first + BLOCK if self.config.count == "unique" else min(first + BLOCK, self.config.evaluations)
         for question in range(first, last):
             points = self.searcher.ask(self.context.rng("ask", self.config.draw, question))
             number = self.choices.number(points)
             self.searcher.tell(points, self.known.signal[number])
             rows.append(number)
+            fresh.append(self._meet(number))
         before = self._charged(self.config.count).sum(0)
-        self.asked = torch.cat([self.asked, torch.stack(rows)])
+        self.asked, self.fresh = (torch.cat(pair) for pair in (
+            (self.asked, torch.stack(rows)), (self.fresh, torch.stack(fresh)),
+        ))  # fmt: skip
         charged = self._charged(self.config.count).sum(0)
         budget = self.config.evaluations
         self.context.count(evaluations=int((charged.clamp_max(budget) - before.clamp_max(budget)).sum()))
         found = self.known.signal[self.asked].amax(0)
         return Step({"signal": found.mean()}, end_phase=bool((charged >= budget).all()) or self._spent())
 
+    def _meet(self, number: Tensor) -> Tensor:
+        """Note the cells that were asked for [R]; which of them were not met before, bool [R]."""
+        same = self.known.same[number].unsqueeze(1)
+        fresh = ~self.met.gather(1, same).squeeze(1)
+        self.met.scatter_(1, same, True)
+        return fresh
+
     def _charged(self, count: Count) -> Tensor:
         """Which questions cost something, bool [questions, R]."""
-        return torch.ones_like(self.asked, dtype=torch.bool) if count == "raw" else first_met(
-            self.known.same[self.asked]
-        )  # fmt: skip
+        return torch.ones_like(self.fresh) if count == "raw" else self.fresh
 
     def _spent(self) -> bool:
         """Have all searches met cells that cost as many multiply-adds as they may?"""
@@ -118,6 +129,8 @@ class TableSearch(Method):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore it."""
         self.asked = state["asked"].clone()
+        self.fresh = first_met(self.known.same[self.asked])
+        self.met = torch.zeros_like(self.met).scatter_(1, self.known.same[self.asked].T, True)
         self.searcher.load_state_dict(state["searcher"])
 
     def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:

@@ -37,7 +37,11 @@ class Choices:
         return changed
 
     def mutate(self, points: Tensor, rng: torch.Generator) -> Tensor:
-        """Each point with one choice, drawn evenly, changed to another alternative, drawn evenly."""
+        """Each point with one choice, drawn evenly, changed to another alternative, drawn evenly; where there is
+        no other point, itself.
+        """
+        if not self.moves:
+            return points.clone()
         rows = torch.arange(len(points))
         open_to_change = (self.limits > 1).nonzero().flatten()
         even = torch.rand((2, len(points)), generator=rng, dtype=torch.float64)

@@ -57,7 +57,9 @@ class Controller(nn.Module):
 
     nudge: Tensor
 
-    def __init__(self, blocks: int, operations: int, preset: Preset) -> None:
+    def __init__(
+        self, blocks: int, operations: int, preset: Preset, rng: torch.Generator | None = None
+    ) -> None:
         super().__init__()
         self.blocks, self.preset = blocks, preset
         size = preset.hidden
@@ -69,7 +71,7 @@ class Controller(nn.Module):
         self.attention = nn.Linear(size, 1, bias=False)
         self.operation = nn.Linear(size, operations)
         for parameter in self.parameters():
-            nn.init.uniform_(parameter, -0.1, 0.1)
+            nn.init.uniform_(parameter, -0.1, 0.1, generator=rng)
         first = (torch.arange(operations) < 2).float()
         with torch.no_grad():
             self.operation.bias.copy_(preset.favoured * first)

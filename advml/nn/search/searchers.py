@@ -118,22 +118,17 @@ class Reinforce:
 
     def ask(self, rng: torch.Generator) -> Tensor:
         """One draw from each distribution."""
-        below = self.probabilities().cumsum(2)[..., :-1]
+        self.drawn_from = self.probabilities()
+        below = self.drawn_from.cumsum(2)[..., :-1]
         even = torch.rand((*below.shape[:2], 1), generator=rng, dtype=torch.float64)
         return torch.minimum((even >= below).sum(2), self.choices.limits - 1)
 
     def tell(self, points: Tensor, scores: Tensor) -> None:
         """One step up."""
         before = scores if self.baseline is None else self.baseline
-        self.logits.grad = -self.estimate(points, scores - before)
+        self.logits.grad = -estimate(self.drawn_from, points, scores - before)
         self.optimiser.step()
         self.baseline = scores if self.baseline is None else self.decay * before + (1 - self.decay) * scores
-
-    def estimate(self, points: Tensor, advantages: Tensor) -> Tensor:
-        """advantage · ∇θ log p(x) [R, P, C], of points [R, P] and advantages [R]; ∇ log softmax = onehot − p."""
-        probabilities = self.probabilities()
-        drawn = torch.zeros_like(probabilities).scatter_(2, points.unsqueeze(2), 1.0)
-        return advantages.view(-1, 1, 1) * (drawn - probabilities)
 
     def state_dict(self) -> dict[str, Any]:
         """Logits, Adam's moments, the average."""
@@ -166,6 +161,8 @@ class LocalSearch:
 
     def ask(self, rng: torch.Generator) -> Tensor:
         """A start or the next neighbour, each search for itself."""
+        if not self.choices.moves:
+            return self.choices.draw(self.repeats, rng)
         fresh = self.looked == 0
         orders = torch.rand((self.repeats, self.choices.moves), generator=rng).argsort(1)
         self.order = torch.where(fresh.unsqueeze(1), orders, self.order)
@@ -175,6 +172,8 @@ class LocalSearch:
 
     def tell(self, points: Tensor, scores: Tensor) -> None:
         """Go there, look on, or give up."""
+        if not self.choices.moves:
+            return
         started = self.looked < 0
         better = scores > self.found_score
         self.found = torch.where(better.unsqueeze(1), points, self.found)
@@ -199,3 +198,10 @@ class LocalSearch:
         """Go on from there."""
         for name, value in state.items():
             setattr(self, name, value.clone())
+
+
+def estimate(probabilities: Tensor, points: Tensor, advantages: Tensor) -> Tensor:
+    """advantage · ∇θ log p(x) [R, P, C], of points [R, P] and advantages [R]; ∇ log softmax = onehot − p."""
+    gradient = -probabilities
+    gradient.scatter_add_(2, points.unsqueeze(2), torch.ones_like(gradient[..., :1]))
+    return gradient * advantages.view(-1, 1, 1)

@@ -1,0 +1,154 @@
+"""ENAS and searches by training or weight sharing: what is scored how, what is retrained, what refuses."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from advml.errors import ConfigError
+from advml.methods.nas.shared import batch_statistics
+from advml.nn.cells.spaces import DartsCells, EnasMicro
+
+SMALL = (
+    "dataset=digits", "dataset.limit=150", "method.batch_size=24", "method.retrain.epochs=1",
+    "method.retrain.channels=2", "method.retrain.cells=2",
+    "method.retrain.reductions=1", "method.retrain.auxiliary=0", "model.channels=2",
+    "model.cells=2", "model.nodes=2", "model.reductions=1", "precision=float64",
+)  # fmt: skip
+CODE = (0, 3, 2, 1, 2, 3, 0, 2, 2, 2, 4, 5)
+
+
+def search(play, name, *words):
+    return play(f"method={name}", "model=darts_cells", *SMALL, *words)
+
+
+def enas(play, *words):
+    small = ("method.epochs=2", "method.controller_steps=2", "method.aggregate=3", "method.candidates=4")
+    return play("method=enas", "model=enas_micro", *SMALL, *small, *words)
+
+
+class TestSharing:
+    def test_the_best_of_the_scored_is_retrained(self, play):
+        played = search(play, "random_nas", "method.evaluations=6", "method.estimate.epochs=1").go(7)
+        inner = played.method.inner
+        scores = [row[1] for row in inner.scored]
+        assert len(scores) == 6
+        best = inner.scored[scores.index(max(scores))][0]
+        again = [float(inner.shared.score(inner.space.genotype(row[0]), inner.valid_half)) for row in inner.scored]
+        assert again == scores
+        played.steps.pop()  # the phase ended by itself, before all questions that it might have taken
+        from advml.contracts import At
+
+        inner.step(At(2, 0, 8, True))
+        assert inner.genotype == DartsCells(2).genotype(best)
+        assert inner.result().genotype == inner.genotype
+
+    def test_a_score_is_the_accuracy_of_the_selected_network_by_batch_statistics(self, play):
+        inner = search(play, "random_nas").method.inner
+        genotype = inner.space.genotype(CODE)
+        network = copy.deepcopy(inner.shared.network)
+        network.train()
+        state = copy.deepcopy(inner.shared.network.state_dict())
+        batch = inner.valid_half.batch(slice(None))
+        expected = (network(batch.inputs, *network.selection(genotype)).argmax(1) == batch.target).double().mean()
+        assert float(inner.shared.score(genotype, inner.valid_half)) == pytest.approx(float(expected))
+        assert all(torch.equal(value, state[name]) for name, value in inner.shared.network.state_dict().items())
+
+    def test_an_update_trains_the_selected_weights_only(self, play):
+        inner = search(play, "random_nas").method.inner
+        genotype = inner.space.genotype(CODE)
+        before = copy.deepcopy(inner.shared.network)
+        inner.shared.per_epoch = 1
+        inner.shared.epoch(0, lambda update: genotype)
+        index = torch.randperm(len(inner.train_half), generator=inner.context.rng("shared order", 0))[:24]
+        batch = inner.train_half.batch(index)
+        loss = F.cross_entropy(before.train()(batch.inputs, *before.selection(genotype)), batch.target)
+        gradients = torch.autograd.grad(loss, before.weights(), allow_unused=True)
+        norm = torch.stack([g.norm() for g in gradients if g is not None]).norm()
+        for old, new, gradient in zip(before.weights(), inner.shared.network.weights(), gradients, strict=True):
+            if gradient is None:
+                assert torch.equal(old, new)
+            else:
+                step = gradient * min(1.0, 5.0 / float(norm + 1e-6)) + 3e-4 * old
+                torch.testing.assert_close(new, old - 0.05 * step, rtol=1e-9, atol=1e-12)
+
+
+class TestTraining:
+    def test_a_candidate_met_again_keeps_its_score_and_is_charged_by_raw_counting(self, play):
+        words = ("method.estimate.kind=training", "method.estimate.epochs=1", "model.nodes=1", "method.evaluations=4")
+        played = search(play, "local_search", *words, "method.count=raw", "model.operations=[skip_connect, none]")
+        played.go(4)
+        inner = played.method.inner
+        assert len(inner.scored) == 4  # one node of one operation: a single architecture
+        assert len({row[:3] for row in inner.scored}) == 1
+        assert played.budget.counts["evaluations"] == 4
+        assert played.budget.counts["samples"] == len(inner.train_half)
+
+    def test_one_evaluation_is_a_random_architecture(self, play):
+        words = ("method.evaluations=1",)
+        first, second, other = (search(play, "random_nas", *words, f"method.draw={n}") for n in (0, 0, 1))
+        for played in (first, second, other):
+            played.go().go()  # the search ends its phase
+        genotypes = [played.method.inner.genotype for played in (first, second, other)]
+        assert genotypes[0] == genotypes[1] != genotypes[2]
+        assert first.steps[0]["score"] == 0
+        assert "samples" in first.budget.counts
+        updates = -(-len(first.method.inner.data.train) // 64)
+        assert first.budget.counts["updates"] == updates  # nothing but retraining
+
+    def test_tables_are_repeated_not_trainings(self, play):
+        with pytest.raises(ConfigError, match=r"method\.repeats: only searches of a table"):
+            search(play, "evolution", "method.repeats=2")
+
+
+class TestEnas:
+    def test_the_best_of_the_last_draw_is_retrained(self, play):
+        played = enas(play).go(2)
+        method = played.method
+        assert len(method.ranked) == 4
+        assert [score for _, score in method.ranked] == sorted((score for _, score in method.ranked), reverse=True)
+        assert method.derive() == EnasMicro(2).genotype(tuple(method.ranked[0][0]))
+        assert played.budget.counts["evaluations"] == 2 * 2 * 3 + 4
+        played.go()
+        assert method.result().genotype == method.derive()
+        assert "accuracy" in played.evaluate("test")
+
+    def test_a_controller_step_is_reinforce_on_mini_batch_accuracies(self, play):
+        method = enas(play).method
+        controller = copy.deepcopy(method.learner.controller)
+        drawn = controller.draw(3, method.context.rng("controller", 0))
+        order = torch.randperm(len(method.valid_half), generator=method.context.rng("reward order", 0)).split(24)[:3]
+        rewards = []
+        for cells, index in zip(drawn.cells, order, strict=True):
+            network, batch = method.network, method.valid_half.batch(index)
+            genotype = method.space.genotype(tuple(cells.flatten().tolist()))
+            with batch_statistics(network), torch.no_grad():
+                outputs = network(batch.inputs, *network.selection(genotype))
+            rewards.append(float((outputs.argmax(1) == batch.target).double().mean()))
+        baseline, advantages = 0.0, []
+        for reward, entropy in zip(rewards, drawn.entropy.tolist(), strict=True):
+            baseline = 0.99 * baseline + 0.01 * (reward + 1e-4 * entropy)
+            advantages.append(reward + 1e-4 * entropy - baseline)
+        loss = -(torch.tensor(advantages, dtype=torch.float64) * drawn.log_probability).mean()
+        adam = torch.optim.Adam(controller.parameters(), 0.0035)
+        loss.backward()
+        adam.step()
+        method._controller_step(0)
+        assert float(method.learner.baseline) == pytest.approx(baseline, abs=1e-7)
+        for ours, theirs in zip(method.learner.controller.parameters(), controller.parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+    def test_its_codes_are_the_controllers_decisions(self, play):
+        method = enas(play).method
+        cells = method.learner.controller.draw(20, method.context.rng("x")).cells
+        for code, genotype in zip(cells, method._genotypes(cells), strict=True):
+            for kind, cell in enumerate(genotype.cells.values()):
+                for node, (one, two) in enumerate(cell.nodes):
+                    names = method.space.operations
+                    decided = [one.source, two.source, names.index(one.operation), names.index(two.operation)]
+                    assert code[kind, node].tolist() == decided
+
+    def test_it_draws_blocks_only(self, play):
+        with pytest.raises(ConfigError, match="use model=enas_micro"):
+            play("method=enas", "model=darts_cells", *SMALL)
