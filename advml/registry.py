@@ -45,9 +45,11 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "pretrain_finetune": "advml.methods.meta.pretrain_finetune:PretrainFinetune",
         "nearest_neighbour": "advml.methods.meta.nearest_neighbour:NearestNeighbour",
         "vqe": "advml.methods.quantum.vqe:Vqe",
+        "vqe_ising": "advml.methods.quantum.vqe:Vqe",
         "qaoa": "advml.methods.quantum.qaoa:Qaoa",
         "barren_plateau": "advml.methods.quantum.barren_plateau:BarrenPlateau",
         "qnn": "advml.methods.quantum.qnn:Qnn",
+        "qnn_rates": "advml.methods.quantum.qnn:Qnn",
         "quantum_kernel": "advml.methods.quantum.quantum_kernel:QuantumKernel",
     },
     "dataset": {
