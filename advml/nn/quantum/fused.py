@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from advml.nn.quantum.fusing import Local, Other, Part, Permute, Phases, fuse
 from advml.nn.quantum.layers import SINGLE, Beginning, LayerSet, OrderStep
-from advml.nn.quantum.simulator import Angles, Constants, alike, applied, flat_weights, needs_one, stacked
+from advml.nn.quantum.simulator import Angles, Constants, Start, alike, applied, flat_weights, needs_one, stacked
 from advml.nn.quantum.tracing import Trace
 
 
@@ -85,7 +85,7 @@ class FusedSimulator(nn.Module):
         self.reorder = None if self.order is None else OrderStep(self.order)
         self.start, self.begin = None, None
         if trace.start is not None:
-            self.start = Angles(trace.start, trace, True)
+            self.start = Start(trace.start, trace)
         elif parts and isinstance(parts[0], Local):
             first = parts.pop(0)
             assert isinstance(first, Local)

@@ -33,6 +33,19 @@ class Angles(nn.Module):
         return values
 
 
+class Start(nn.Module):
+    """Amplitudes that a circuit begins with, from their formulas; mostly they are the inputs themselves."""
+
+    def __init__(self, formulas: Sequence[Formula], trace: Trace) -> None:
+        super().__init__()
+        inputs = tuple(((1.0, (number,)),) for number in range(trace.inputs))
+        self.amplitudes = None if formulas == inputs else Angles(formulas, trace, True)
+
+    def forward(self, inputs: Tensor, flat: Tensor) -> Tensor:
+        """[B, F] → [B, 2^n]."""
+        return inputs if self.amplitudes is None else self.amplitudes(inputs, flat)
+
+
 class Constants(nn.Module):
     """A constant array; complex ones are kept as pairs of real numbers, which `module.to(dtype)` can convert."""
 
@@ -70,7 +83,7 @@ class PlainSimulator(nn.Module):
     def __init__(self, trace: Trace) -> None:
         super().__init__()
         self.trace = trace
-        self.start = None if trace.start is None else Angles(trace.start, trace, True)
+        self.start = None if trace.start is None else Start(trace.start, trace)
         self.angles = nn.ModuleList(Angles((gate.turned,), trace, reads(gate, trace)) for gate in trace.gates)
         self.matrices = nn.ModuleList(
             Constants(stacked(gate), not np.iscomplexobj(stacked(gate))) for gate in trace.gates

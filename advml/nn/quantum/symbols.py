@@ -26,6 +26,11 @@ MOVES = {
     aten.transpose.int, aten.expand.default, aten.alias.default, aten.clone.default, aten.unbind.int,
     aten.split.Tensor, aten.index_select.default, aten.flip.default, aten.repeat.default,
 }  # fmt: skip
+# Operations whose result is the same whatever the values.
+CONSTANT = {
+    aten.ones_like.default, aten.zeros_like.default, aten.full_like.default, aten.new_ones.default,
+    aten.new_zeros.default, aten.new_full.default,
+}  # fmt: skip
 REPEATS = {aten.lift_fresh.default, aten._to_copy.default}
 
 
@@ -79,6 +84,8 @@ class Watch(TorchDispatchMode):
         flat = [leaf for arg in args for leaf in (arg if isinstance(arg, list | tuple) else [arg])]
         if not any(isinstance(leaf, Tensor) and id(leaf) in self.known for leaf in flat):
             return result
+        if func in CONSTANT:
+            return result
         if func is aten._local_scalar_dense.default:
             raise Undecided
         results = list(result) if isinstance(result, list | tuple) else [result]
@@ -126,7 +133,7 @@ class Watch(TorchDispatchMode):
         if isinstance(value, Tensor) and id(value) in self.known:
             return self.known[id(value)][1]
         if isinstance(value, Tensor | int | float):
-            constant = torch.as_tensor(value)
+            constant = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
             return None if constant.is_complex() else Symbolic([(constant.to(torch.float64), ())])
         return None
 

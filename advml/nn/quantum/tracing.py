@@ -146,8 +146,11 @@ def _gates(operation: Any, watch: Watch, qubits: int) -> Iterator[Gate]:
 
         with qml.QueuingManager.stop_recording():
             parts = operation.decomposition()
-        for part in parts:
-            yield from _gates(part, watch, qubits)
+        try:
+            for part in parts:
+                yield from _gates(part, watch, qubits)
+        except Untraceable as error:
+            raise Untraceable(f"{name}, made of {error}") from None
     else:
         raise Untraceable(name)
 
