@@ -41,7 +41,8 @@ def random_circuit(seed, qubits, gates=18, features=3, weights=7, real=False):
 
     def angle(inputs, weights, form, column, number, constant):
         x, w = inputs[..., column], weights["free"][number]
-        return [x, w, constant * x + w, x * w - constant, (x * inputs[..., 0]) / 2, 0.3 - w * weights["grid"][0, 1]][form]
+        product = x * inputs[..., 0]
+        return [x, w, constant * x + w, x * w - constant, product / 2, 0.3 - w * weights["grid"][0, 1]][form]
 
     def apply(inputs, weights):
         for kind, wires, angles in plan:

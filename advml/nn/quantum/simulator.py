@@ -43,7 +43,8 @@ class Start(nn.Module):
 
     def forward(self, inputs: Tensor, flat: Tensor) -> Tensor:
         """[B, F] → [B, 2^n]."""
-        return inputs if self.amplitudes is None else self.amplitudes(inputs, flat)
+        made: Tensor = inputs if self.amplitudes is None else self.amplitudes(inputs, flat)
+        return made
 
 
 class Constants(nn.Module):
@@ -94,7 +95,7 @@ class PlainSimulator(nn.Module):
         flat = flat_weights(self.trace, weights, like=inputs)
         qubits, batch = self.trace.qubits, 1 if inputs is None else len(inputs)
         if self.start is not None:
-            state = self.start(inputs, flat)
+            state: Tensor = self.start(inputs, flat)
         else:
             state = torch.zeros(batch, 2**qubits, dtype=flat.dtype, device=flat.device)
             state[:, 0] = 1
@@ -107,6 +108,7 @@ class PlainSimulator(nn.Module):
 
 
 def reads(gate: Gate, trace: Trace) -> bool:
+    """Is the gate's angle different between examples?"""
     return any(number < trace.inputs for _, numbers in gate.angle for number in numbers)
 
 

@@ -59,7 +59,7 @@ class Watch(TorchDispatchMode):
     """While active, follows what becomes of the tensors that `number` was given."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.known: dict[int, tuple[Tensor, Symbolic | None]] = {}  # by id; the tensor is kept, so that ids stay apart
 
     def number(self, values: Tensor, start: int) -> None:
@@ -107,7 +107,7 @@ class Watch(TorchDispatchMode):
             return unknown
         if func in (aten.stack.default, aten.cat.default):
             parts = [self._operand(part) for part in args[0]]
-            return [_joined(func, args[0], parts, args[1:], kwargs)]  # type: ignore[arg-type]
+            return [_joined(func, args[0], parts, args[1:], kwargs)]
         if func is aten.neg.default:
             return [_scaled(operands[0], -1.0)]
         if func in (aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar):
