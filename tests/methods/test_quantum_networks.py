@@ -12,8 +12,8 @@ SINE = (
     "model.layers=2", "precision=float64",
 )  # fmt: skip
 FLOWERS = (
-    "dataset=iris", "view=stream_class", "view.tasks=3", "method.iterations=6", "method.block=3", "method.batch_size=16",
-    "model=quantum", "model.layers=2",
+    "dataset=iris", "view=stream_class", "view.tasks=3", "method.iterations=6", "method.block=3",
+    "method.batch_size=16", "model=quantum", "model.layers=2",
 )  # fmt: skip
 
 

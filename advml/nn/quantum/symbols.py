@@ -62,6 +62,10 @@ class Watch(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.known: dict[int, tuple[Tensor, Symbolic | None]] = {}  # by id; the tensor is kept, so that ids stay apart
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is compiled: without this, torch imports its compiler to tell it to stay away
+
     def number(self, values: Tensor, start: int) -> None:
         """The elements of `values` are the numbers start, start + 1, …"""
         numbers = torch.arange(start, start + values.numel()).reshape(values.shape)
