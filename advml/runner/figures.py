@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from advml.artifacts import Curve, Heatmap
+from advml.artifacts import Curve, Drawing, Heatmap
 
 # Okabe and Ito's palette for colour-blind readers; markers and dashes tell lines apart in grey.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
@@ -25,9 +25,11 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def draw(picture: Heatmap | Curve) -> dict[str, bytes]:
+def draw(picture: Heatmap | Curve | Drawing) -> dict[str, bytes]:
     """Suffix → bytes of the file: PNG and SVG, without dates in them, so that equal data give equal files."""
     with mpl.rc_context(STYLE):
+        if isinstance(picture, Drawing):
+            return rendered(picture.figure())
         return rendered(_heatmap(picture) if isinstance(picture, Heatmap) else _curve(picture))
 
 

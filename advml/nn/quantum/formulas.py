@@ -57,7 +57,7 @@ class SharedFormulas(nn.Module):
 
 
 class BatchedFormulas(nn.Module):
-    """Formulas of inputs and weights: a part of weights alone, plus Σ over products of inputs times what multiplies each.
+    """Formulas of inputs and weights: a part of weights alone, plus products of inputs times what multiplies each.
 
     The sum is a matrix product, [B, M] times [M, G]; where each formula has one product of inputs, such as s x + θ,
     it is gathered and multiplied.

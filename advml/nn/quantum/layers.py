@@ -1,4 +1,4 @@
-"""Layers of one-qubit gates as matrices of groups of qubits: all layers of a circuit by a handful of torch operations."""
+"""Layers of one-qubit gates as matrices of groups of qubits: all layers of a circuit by a few torch operations."""
 
 from __future__ import annotations
 
@@ -42,14 +42,19 @@ class Reorder(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """The gradient in the old order."""
         order, inverse = ctx.saved_tensors
-        return Reorder.apply(gradient, inverse, order), None, None
+        return reorder(gradient, inverse, order), None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
         """The tangent in the new order."""
         order, inverse = ctx.saved_tensors
-        moved: Tensor = Reorder.apply(tangent, order, inverse)
-        return moved
+        return reorder(tangent, order, inverse)
+
+
+def reorder(values: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """values[..., order], by `Reorder`."""
+    moved: Tensor = Reorder.apply(values, order, inverse)  # type: ignore[no-untyped-call]
+    return moved
 
 
 class OrderStep(nn.Module):
@@ -65,8 +70,7 @@ class OrderStep(nn.Module):
 
     def forward(self, state: Tensor, inputs: Tensor | None = None, flat: Tensor | None = None) -> Tensor:
         """[.., N] → the same shape."""
-        moved: Tensor = Reorder.apply(state, self.order, self.inverse)
-        return moved
+        return reorder(state, self.order, self.inverse)
 
 
 # --- sums of cosines ---
@@ -107,7 +111,8 @@ class CosineSums(nn.Module):
         dtype = angles.dtype
         sums, shifts, matrix = (self.get_buffer(name).to(dtype) for name in ("sums", "shifts", "matrix"))
         cosines = torch.addmm(shifts, angles.reshape(-1, len(sums)), sums).cos()
-        return (cosines @ matrix).reshape(*angles.shape[:-1], matrix.shape[1])
+        found: Tensor = cosines @ matrix
+        return found.reshape(*angles.shape[:-1], matrix.shape[1])
 
 
 # --- matrices of single qubits ---
@@ -143,14 +148,14 @@ class LocalMatrices(nn.Module):
 
     def forward(self, inputs: Tensor | None, flat: Tensor) -> Tensor:
         """See the class."""
-        angles = self.angles(inputs, flat)
+        angles: Tensor = self.angles(inputs, flat)
         angles = angles.reshape(*angles.shape[:-1], -1, self.depth)
         if self.even:
-            found = self.sums(angles)
+            found: Tensor = self.sums(angles)
             if not self.real:
                 found = torch.view_as_complex(found.unflatten(-1, (-1, 2)))
             return found.reshape(*angles.shape[:-2], *self.shape)
-        constants = self.constants(flat.dtype)
+        constants: Tensor = self.constants(flat.dtype)
         angles = angles[..., None, None]
         matrices = constants[0] + angles.cos() * constants[1] + angles.sin() * constants[2]
         result = matrices[..., 0, :, :1] if self.column else matrices[..., 0, :, :]
