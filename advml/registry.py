@@ -48,8 +48,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "vqe_ising": "advml.methods.quantum.vqe:Vqe",
         "qaoa": "advml.methods.quantum.qaoa:Qaoa",
         "barren_plateau": "advml.methods.quantum.barren_plateau:BarrenPlateau",
-        "qnn": "advml.methods.quantum.qnn:Qnn",
-        "qnn_rates": "advml.methods.quantum.qnn:Qnn",
+        "qnn": "advml.methods.supervised:Rates",
+        "qnn_rates": "advml.methods.supervised:Rates",
         "quantum_kernel": "advml.methods.quantum.quantum_kernel:QuantumKernel",
     },
     "dataset": {

@@ -110,6 +110,7 @@ class Quantum(Network):
     Inputs are flattened to angles, one a qubit. The front maps any number of inputs to angles (π/2) tanh(W x + b).
     """
 
+    circuits = 1  # run for an example
     settings: ClassVar[type] = QuantumSettings
 
     @classmethod
@@ -174,7 +175,8 @@ class Quanvolution(Network):
         self.layer = CircuitLayer(settings, settings.kernel**2)
         self.kernel, self.stride, self.angle = settings.kernel, settings.stride, settings.angle
         rows, columns = ((side - self.kernel) // self.stride + 1 for side in (height, width))
-        self.head = nn.Linear(channels * rows * columns * self.layer.outputs, spec.outputs)
+        self.circuits = channels * rows * columns  # run for an example
+        self.head = nn.Linear(self.circuits * self.layer.outputs, spec.outputs)
 
     def artifacts(self) -> Mapping[str, Artifact]:
         """The circuit, drawn."""

@@ -121,13 +121,12 @@ class QuantumKernel(Method):
 
     def embedded(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """What the kernel compares, a row an example: states, expectation values, or for rbf the angles."""
-        angles = flat(inputs) * self.config.bandwidth
+        angles: Tensor = flat(inputs) * self.config.bandwidth
         if self.engine is None:
             return angles
         weights = dict(self.weights.items())
-        if self.config.kernel == "fidelity":
-            return self.engine.states(angles, weights)
-        rows: Tensor = self.engine(angles, weights)
+        states = self.config.kernel == "fidelity"
+        rows: Tensor = self.engine.states(angles, weights) if states else self.engine(angles, weights)
         return rows
 
     def between(self, first: Tensor, second: Tensor) -> Tensor:
