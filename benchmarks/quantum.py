@@ -131,12 +131,19 @@ def wall(run: Run, repeats: int) -> float:
     return sorted(times)[len(times) // 2]
 
 
-def differentiated(forward: Callable[..., Tensor], inputs: Tensor, weights: dict[str, Tensor]) -> Run:
-    """Gradients of Σ ⟨Z_i⟩² in the weights, once a call."""
+def differentiated(
+    forward: Callable[..., Tensor], inputs: Tensor, weights: dict[str, Tensor], compiled: bool = False
+) -> Run:
+    """Gradients of Σ ⟨Z_i⟩² in the weights, once a call; `compiled`: the loss with all that is in it."""
     leaves = {name: value.detach().clone().requires_grad_() for name, value in weights.items()}
 
+    def loss(inputs: Tensor, weights: dict[str, Tensor]) -> Tensor:
+        return forward(inputs, weights).square().sum()
+
+    function = torch.compile(loss, fullgraph=True) if compiled else loss
+
     def run() -> list[Tensor]:
-        return list(torch.autograd.grad(forward(inputs, leaves).square().sum(), list(leaves.values())))
+        return list(torch.autograd.grad(function(inputs, leaves), list(leaves.values())))
 
     return run
 
@@ -144,7 +151,7 @@ def differentiated(forward: Callable[..., Tensor], inputs: Tensor, weights: dict
 def ours(circuit: Circuit, inputs: Tensor, weights: dict[str, Tensor], compiled: bool = False) -> Run:
     """The fast engine."""
     engine = FastEngine(circuit, z_each(circuit.qubits)).to(inputs.device, inputs.dtype)
-    return differentiated(torch.compile(engine) if compiled else engine, inputs, weights)
+    return differentiated(engine, inputs, weights, compiled)
 
 
 def lightning(circuit: Circuit, inputs: Tensor, weights: dict[str, Tensor]) -> Run:

@@ -76,7 +76,7 @@ class FusedSimulator(nn.Module):
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
-        self.trace = trace
+        self.trace, self.real = trace, trace.real
         parts = fuse(trace)
         folded = trace.qubits <= SINGLE
         self.order: np.ndarray | None = None
@@ -156,7 +156,7 @@ class FusedSimulator(nn.Module):
             state = self.reorder(state)
         if len(state) != batch:
             state = state.expand(batch, -1)
-        return state if self.trace.real or state.is_complex() else state + 0j
+        return state if self.real or state.is_complex() else state + 0j
 
     def _beginning(self, inputs: Tensor | None, flat: Tensor) -> Tensor:
         """The state [B or 1, 2^n] from which the plan starts."""

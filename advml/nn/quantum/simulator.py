@@ -83,7 +83,7 @@ class PlainSimulator(nn.Module):
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
-        self.trace = trace
+        self.trace, self.real = trace, trace.real
         self.start = None if trace.start is None else Start(trace.start, trace)
         self.angles = nn.ModuleList(Angles((gate.turned,), trace, reads(gate, trace)) for gate in trace.gates)
         self.matrices = nn.ModuleList(
@@ -104,7 +104,7 @@ class PlainSimulator(nn.Module):
             constant, cosine, sine = constants(flat.dtype)
             matrix = constant + angle.cos() * cosine + angle.sin() * sine
             state = applied(matrix, state, gate.wires, qubits)
-        return state if self.trace.real or state.is_complex() else state + 0j
+        return state if self.real or state.is_complex() else state + 0j
 
 
 def reads(gate: Gate, trace: Trace) -> bool:
