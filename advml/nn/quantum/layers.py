@@ -52,7 +52,9 @@ class Reorder(torch.autograd.Function):
 
 
 def reorder(values: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """values[..., order], by `Reorder`."""
+    """values[..., order] by `Reorder`; in an exported program, which knows nothing of advml, by torch itself."""
+    if torch.compiler.is_exporting():
+        return values.index_select(-1, order)
     moved: Tensor = Reorder.apply(values, order, inverse)  # type: ignore[no-untyped-call]
     return moved
 
