@@ -128,6 +128,18 @@ def test_shots_and_noise_train_too(shipped):
         assert copy.deepcopy(network)(inputs_of(FLOWERS, 1)).shape == (1, 3)
 
 
+@pytest.mark.parametrize("changes", [{}, {"circuit": "strongly_entangling", "qubits": 6}, {"circuit": "iqp"}])
+def test_exported_programs_serve_any_batch(shipped, changes):
+    network = shipped("quantum", FLOWERS, layers=2, **changes).eval()
+    batch = {"features": {0: torch.export.Dim("batch")}}
+    program = torch.export.export(network, (inputs_of(FLOWERS, 4),), dynamic_shapes=(batch,))
+    buffer = io.BytesIO()
+    torch.export.save(program, buffer)
+    buffer.seek(0)
+    inputs = inputs_of(FLOWERS, 7)
+    assert torch.allclose(torch.export.load(buffer).module()(inputs), network(inputs), atol=1e-6)
+
+
 def test_the_circuit_is_drawn(shipped):
     drawn = shipped("quantum", FLOWERS).artifacts()["circuit"]
     assert drawn.text.count("RY") == 16

@@ -93,6 +93,8 @@ class FusedSimulator(nn.Module):
             order = following.order if taken and isinstance(following, Permute) else None
             self.begin = Beginning(first, trace, order)
             parts = parts[2 if taken else 1 :]
+        readers = (part for part in (first, *parts) if part is not None and not isinstance(part, Permute))
+        self.reads_inputs = trace.start is not None or any(part.reads_inputs(trace.inputs) for part in readers)
         self._plan(parts)
         self.one = needs_one(self)
 
@@ -139,7 +141,6 @@ class FusedSimulator(nn.Module):
     def forward(self, inputs: Tensor | None, weights: Mapping[str, Tensor], ordered: bool = True) -> Tensor:
         """[B, F] → states [B, 2^n]; B = 1 without inputs. `ordered=False`: before the last reordering."""
         flat = flat_weights(self.trace, weights, self.one, like=inputs)
-        batch = 1 if inputs is None else len(inputs)
         state = self._beginning(inputs, flat)
         shared = None if self.shared is None else self.shared(inputs, flat)
         batched = None if self.batched is None else self.batched(inputs, flat)
@@ -154,8 +155,8 @@ class FusedSimulator(nn.Module):
                 state = self.steps[place](state, inputs, flat)
         if ordered and self.reorder is not None:
             state = self.reorder(state)
-        if len(state) != batch:
-            state = state.expand(batch, -1)
+        if inputs is not None and not self.reads_inputs:
+            state = state.expand(len(inputs), -1)
         return state if self.real or state.is_complex() else state + 0j
 
     def _beginning(self, inputs: Tensor | None, flat: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from advml.nn.quantum.tracing import Gate, Trace
 
 SINGLE = 5  # up to so many qubits a layer is one matrix; beyond, one for each group of about GROUP qubits
 GROUP = 4
-BATCHED_GROUP = 2  # where every example has matrices of its own: less work, as they serve one state each
+BATCHED_GROUP = 3  # where every example has matrices of its own: less work, as they serve one state each
 DEEPEST = 6  # gates with an angle on one qubit in a layer, up to which they are one sum of cosines
 Orders = Sequence[tuple["np.ndarray | None", "np.ndarray | None"]]
 
@@ -52,7 +52,9 @@ class Reorder(torch.autograd.Function):
 
 
 def reorder(values: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-    """values[..., order], by `Reorder`."""
+    """values[..., order] by `Reorder`; in an exported program, which knows nothing of advml, by torch itself."""
+    if torch.compiler.is_exporting():
+        return values.index_select(-1, order)
     moved: Tensor = Reorder.apply(values, order, inverse)  # type: ignore[no-untyped-call]
     return moved
 
