@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,10 +64,21 @@ class Graph:
 
 
 @dataclass(frozen=True)
+class Drawing:
+    """A picture that another library draws → artifacts/NAME.txt, the same in letters, and figures/NAME.{png,svg}.
+
+    `figure` makes it, a matplotlib Figure, when it is to be drawn.
+    """
+
+    text: str
+    figure: Callable[[], Any]
+
+
+@dataclass(frozen=True)
 class Json:
     """Plain data → artifacts/NAME.json."""
 
     value: Any
 
 
-Artifact = Table | Heatmap | Curve | Graph | Json
+Artifact = Table | Heatmap | Curve | Graph | Drawing | Json

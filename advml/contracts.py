@@ -293,6 +293,10 @@ class Network(nn.Module):
         """The representation [B, F] that the head reads."""
         raise NotImplementedError
 
+    def artifacts(self) -> Mapping[str, Artifact]:
+        """What shows how the network is built, for the run folder: a drawn circuit."""
+        return {}
+
     def forward(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Outputs [B, spec.outputs]: logits for classes, values for real targets."""
         outputs: Tensor = self.head(self.features(inputs))

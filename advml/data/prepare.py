@@ -84,27 +84,31 @@ class Rotate:
 
 @dataclass(frozen=True)
 class Project:
-    """Examples, flattened, times a matrix [F, N], plus an offset [N]: principal components and their scale."""
+    """Examples, flattened, times a matrix [F, N], plus an offset [N]: principal components and their scale.
+
+    `shape`: of an example before, with F numbers.
+    """
 
     weight: Tensor
     offset: Tensor
+    shape: tuple[int, ...]
 
     def __call__(self, values: Tensor) -> Tensor:
         return torch.addmm(self.offset, values.flatten(1).to(self.weight.dtype), self.weight)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Project:
         """The same map with its constants on `device` in `dtype`."""
-        return Project(self.weight.to(device, dtype), self.offset.to(device, dtype))
+        return Project(self.weight.to(device, dtype), self.offset.to(device, dtype), self.shape)
 
     def state(self) -> dict[str, Any]:
         """For `restore`."""
-        return {"kind": "project", "weight": self.weight.cpu(), "offset": self.offset.cpu()}
+        return {"kind": "project", "weight": self.weight.cpu(), "offset": self.offset.cpu(), "shape": list(self.shape)}
 
 
 def restore(state: Mapping[str, Any]) -> Prepare:
     """The preparation whose `state()` this is."""
     if state["kind"] == "project":
-        return Project(state["weight"], state["offset"])
+        return Project(state["weight"], state["offset"], tuple(state["shape"]))
     if state["kind"] == "affine":
         return Affine(state["factor"], state["offset"])
     if state["kind"] == "rotate":

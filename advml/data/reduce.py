@@ -66,7 +66,7 @@ def preparation(values: Tensor, config: Any, scale: float | None) -> tuple[Prepa
     components = _in_parts(project, values)
     last = fit(components, config.normalise, None)
     factor, offset = last.factor.expand(1, config.pca)[0], last.offset.expand(1, config.pca)[0]
-    return (Project(project.weight * factor, project.offset * factor + offset),)
+    return (replace(project, weight=project.weight * factor, offset=project.offset * factor + offset),)
 
 
 def principal_components(values: Tensor, count: int, scale: float | None) -> Project:
@@ -88,7 +88,7 @@ def principal_components(values: Tensor, count: int, scale: float | None) -> Pro
     directions = directions * torch.where(largest < 0, -1.0, 1.0)
     factor = standard.factor.expand(1, *values.shape[1:]).flatten().unsqueeze(1)
     offset = standard.offset.expand(1, *values.shape[1:]).flatten()
-    return Project(directions * factor, (offset - mean) @ directions)
+    return Project(directions * factor, (offset - mean) @ directions, tuple(values.shape[1:]))
 
 
 def outside(parts: Mapping[str, Split]) -> dict[str, int]:

@@ -1,18 +1,21 @@
 """Plain supervised learning: mini-batch training with a schedule and early stopping, for classes or real targets.
 
-With `privacy` (method=dp_sgd) no single training example shows in the network (Abadi et al. 2016).
+With `privacy` (method=dp_sgd) no single training example shows in the network (Abadi et al. 2016). `Rates`
+(method=qnn) tries several learning rates.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from advml.artifacts import Artifact, Heatmap, Json
-from advml.config import PositiveInt, settings
+from advml.config import PositiveFloat, PositiveInt, settings
 from advml.contracts import (
     At,
     Classes,
@@ -197,3 +200,80 @@ class Supervised(Method):
         limits = (0.0, float(counts.max()))  # the colour of no examples is the same in all pictures
         matrix = Heatmap(counts.tolist(), names, names, "true class", "predicted class", title, "examples", 0, limits)
         return {"confusion_matrix": matrix}
+
+
+@settings
+class RatesSettings(Settings):
+    """And the learning rates that are tried, and the end of each."""
+
+    rates: tuple[PositiveFloat, ...]
+    max_updates: PositiveInt | None
+
+
+class Rates(Supervised):
+    """Minimise the mean loss over the training examples; a step is an epoch.
+
+    With `rates` each is a phase, which starts from the same weights; the weights with the lowest validation loss of
+    all epochs and rates are the result. So every model gets the same search, and test examples choose nothing. Of a
+    quantum model the circuits of each example are counted, as a simulator runs them; differentiated by parameter
+    shift, a circuit costs two more for each angle.
+    """
+
+    settings: ClassVar[type] = RatesSettings
+
+    def setup(self, context: Context) -> None:
+        """And what every rate starts from."""
+        super().setup(context)
+        if self.config.rates and self.config.patience is None:
+            raise ConfigError("method.rates: are compared by early stopping; set method.patience, or method.rates=[]")
+        if self.config.max_updates is not None:  # whole epochs, at least one
+            most = max(1, self.config.max_updates // self.updates_per_epoch)
+            self.config = replace(self.config, epochs=min(self.config.epochs, most))
+        self.start = self._weights()
+        self.chosen: dict[str, Any] = {"loss": math.inf, "rate": None, "weights": None}
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: value.detach().clone() for name, value in self.network.state_dict().items()}
+
+    def phases(self) -> Sequence[Phase]:
+        """One phase of epochs for each rate."""
+        if not self.config.rates:
+            return super().phases()
+        return [Phase(f"lr {rate:g}", "epoch", self.config.epochs) for rate in self.config.rates]
+
+    def step(self, at: At) -> Step:
+        """An epoch."""
+        if each := getattr(self.network, "circuits", 0):
+            self.context.count(circuits=each * len(self.data.train))
+        if not self.config.rates:
+            return super().step(at)
+        if at.index == 0:
+            self._begin(at.phase)
+        step = super().step(at)
+        if not self.waited and self.lowest is not None and self.lowest < self.chosen["loss"]:
+            self.chosen = {"loss": self.lowest, "rate": self.config.lr, "weights": self._weights()}
+        if at.phase == len(self.config.rates) - 1 and (at.last or step.end_phase) and self.chosen["weights"]:
+            self.network.load_state_dict(self.chosen["weights"])
+        return step
+
+    def _begin(self, phase: int) -> None:
+        """The same weights, another rate, nothing remembered."""
+        self.network.load_state_dict(self.start)
+        self.config = replace(self.config, lr=self.config.rates[phase])
+        self.optimiser = make_optimiser(self.network.parameters(), self.config)
+        self.lowest, self.waited = None, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """And the rate at hand, the best weights so far."""
+        tried = {"lr": self.config.lr, "chosen": dict(self.chosen)} if self.config.rates else {}
+        return {**super().state_dict(), **tried}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore all of it."""
+        super().load_state_dict(state)
+        if self.config.rates:
+            self.config, self.chosen = replace(self.config, lr=state["lr"]), dict(state["chosen"])
+
+    def summary(self, records: Sequence[Record]) -> Metrics:
+        """And the chosen rate."""
+        return {**super().summary(records), **({"chosen_lr": self.chosen["rate"]} if self.config.rates else {})}

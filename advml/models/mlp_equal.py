@@ -12,10 +12,10 @@ from advml.models.quantum import Quantum, QuantumSettings
 
 
 class MlpEqual(Mlp):
-    """One hidden layer of rectified units, with the keys of the quantum model that it is compared with.
+    """One hidden layer of tanh units, with the keys of the quantum model that it is compared with.
 
     Its width h is the one whose h (F + 1) + (h + 1) C parameters come nearest to those that the quantum model trains,
-    readout included; at least 1.
+    readout included; at least 1. Not rectified: of three units that see angles, never negative, all may be dead.
     """
 
     settings: ClassVar[type] = QuantumSettings
@@ -27,7 +27,7 @@ class MlpEqual(Mlp):
 
     def __init__(self, spec: Spec, settings: QuantumSettings) -> None:
         width = equal_width(spec, trained(Quantum(spec, settings)))
-        super().__init__(spec, MlpSettings(hidden=(width,), activation="relu", norm="none", dropout=0.0))
+        super().__init__(spec, MlpSettings(hidden=(width,), activation="tanh", norm="none", dropout=0.0))
 
 
 def trained(network: Network | nn.Module) -> int:

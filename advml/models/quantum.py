@@ -9,11 +9,13 @@ import torch
 from annotated_types import Interval, Len
 from torch import Tensor, nn
 
+from advml.artifacts import Artifact
 from advml.config import CountFloat, CountInt, PositiveFloat, PositiveInt, settings
 from advml.contracts import Network, Nothing, Spec
 from advml.models.cnn import image_shape
 from advml.models.mlp import flat, flat_size
 from advml.nn.quantum.circuits import Circuit, CircuitName, largest, make_circuit
+from advml.nn.quantum.drawing import drawing
 from advml.nn.quantum.engines import Engine, EngineName, make_engine
 from advml.nn.quantum.observables import Observable, check_word, pauli_each, z_each, z_pairs
 
@@ -79,6 +81,11 @@ class CircuitLayer(nn.Module):
         """The weights by name, as they are now: also those that functional_call puts in their place."""
         return {name: getattr(self, name) for name in self.circuit.weights}
 
+    def artifacts(self) -> Mapping[str, Artifact]:
+        """The circuit, drawn where it is not too large."""
+        drawn = drawing(self.circuit)
+        return {} if drawn is None else {"circuit": drawn}
+
     def forward(self, angles: Tensor) -> Tensor:
         """One row of expectation values an example."""
         values: Tensor = self.engine(angles, self.weights())
@@ -103,6 +110,7 @@ class Quantum(Network):
     Inputs are flattened to angles, one a qubit. The front maps any number of inputs to angles (π/2) tanh(W x + b).
     """
 
+    circuits = 1  # run for an example
     settings: ClassVar[type] = QuantumSettings
 
     @classmethod
@@ -126,6 +134,10 @@ class Quantum(Network):
         self.layer = CircuitLayer(settings, most if self.front is not None else found)
         linear = settings.readout == "linear"
         self.head = nn.Linear(self.layer.outputs, spec.outputs) if linear else ScaledReadout(spec.outputs)
+
+    def artifacts(self) -> Mapping[str, Artifact]:
+        """The circuit, drawn."""
+        return self.layer.artifacts()
 
     def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Expectation values [B, n_observables]."""
@@ -163,7 +175,12 @@ class Quanvolution(Network):
         self.layer = CircuitLayer(settings, settings.kernel**2)
         self.kernel, self.stride, self.angle = settings.kernel, settings.stride, settings.angle
         rows, columns = ((side - self.kernel) // self.stride + 1 for side in (height, width))
-        self.head = nn.Linear(channels * rows * columns * self.layer.outputs, spec.outputs)
+        self.circuits = channels * rows * columns  # run for an example
+        self.head = nn.Linear(self.circuits * self.layer.outputs, spec.outputs)
+
+    def artifacts(self) -> Mapping[str, Artifact]:
+        """The circuit, drawn."""
+        return self.layer.artifacts()
 
     def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """One image [B, channels, height, width] → the expectation values of all patches [B, F]."""

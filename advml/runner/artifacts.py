@@ -1,4 +1,4 @@
-"""Artifacts on disk: CSV and JSON under artifacts/, pictures under figures/."""
+"""Artifacts on disk: CSV, text and JSON under artifacts/, pictures under figures/."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from advml.artifacts import Artifact, Curve, Graph, Heatmap, Json, Table
+from advml.artifacts import Artifact, Curve, Drawing, Graph, Heatmap, Json, Table
 from advml.contracts import Objective, Record
 from advml.runner import files
 from advml.runner.folder import RunFolder
@@ -20,9 +20,12 @@ def write(folder: RunFolder, made: Mapping[str, Artifact], draw: bool) -> None:
         (folder / "artifacts").mkdir(exist_ok=True)
         if isinstance(artifact, Json):
             files.write_json(folder / f"artifacts/{name}.json", artifact.value)
+        elif isinstance(artifact, Drawing):
+            files.write_text(folder / f"artifacts/{name}.txt", artifact.text + "\n")
         else:
             files.write_text(folder / f"artifacts/{name}.csv", _csv(_rows(artifact)))
-    pictures = {name: artifact for name, artifact in made.items() if isinstance(artifact, Heatmap | Curve | Graph)}
+    drawn = Heatmap | Curve | Graph | Drawing
+    pictures = {name: artifact for name, artifact in made.items() if isinstance(artifact, drawn)}
     if draw and pictures:
         from advml.runner import figures  # matplotlib costs over half a second: only when something is drawn
 

@@ -102,7 +102,7 @@ def _raw(trained: Trained, size: int) -> tuple[Tensor, ...]:
     spec = trained.network.recipe["spec"]
     below = dict.fromkeys(trained.names, 100) | spec.get("tokens", {})
     return tuple(
-        below[name] * torch.rand((size, *spec["inputs"][name]), generator=rng, dtype=trained.dtype)
+        below[name] * torch.rand((size, *trained.shapes[name]), generator=rng, dtype=trained.dtype)
         for name in trained.names
     )
 
@@ -134,7 +134,7 @@ def _facts(run: RunFolder, state: str, bundle: Mapping[str, Any], trained: Train
         "step": result["budget"]["steps"] if state == "last" else (result.get("best") or {}).get("step"),
         "inputs": [
             {"name": name, "shape": ["batch", *shape], "dtype": str(trained.dtype).removeprefix("torch.")}
-            for name, shape in spec["inputs"].items()
+            for name, shape in trained.shapes.items()
         ],
         "output": {"shape": ["batch", *_output_shape(trained)], "target": target, "detail": detail},
         "prepare": {name: [_plain(step) for step in steps] for name, steps in bundle["prepare"].items()},

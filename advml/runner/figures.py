@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from advml.artifacts import Curve, Graph, Heatmap
+from advml.artifacts import Curve, Drawing, Graph, Heatmap
 from advml.runner.graphs import graph_figure
 
 # Okabe and Ito's palette for colour-blind readers; markers and dashes tell lines apart in grey.
@@ -26,7 +26,7 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def draw(picture: Heatmap | Curve | Graph) -> dict[str, bytes]:
+def draw(picture: Heatmap | Curve | Graph | Drawing) -> dict[str, bytes]:
     """Suffix → bytes of the file: PNG and SVG, without dates in them, so that equal data give equal files."""
     with mpl.rc_context(STYLE):
         match picture:
@@ -34,6 +34,8 @@ def draw(picture: Heatmap | Curve | Graph) -> dict[str, bytes]:
                 return rendered(_heatmap(picture))
             case Graph():
                 return rendered(graph_figure(picture, COLOURS))
+            case Drawing():
+                return rendered(picture.figure())
             case Curve():
                 return rendered(_curve(picture))
 

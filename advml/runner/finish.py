@@ -49,7 +49,8 @@ def finish(folder: RunFolder, bound: Bound, loop: Loop, view: Any) -> None:
     if network is not None:
         save_network(folder, network, states, view)
     summary = {name: finite(value) for name, value in read(method.summary(records)).items()}
-    made = {**artifacts.learning_curves(records, loop.objective), **method.artifacts(records)}
+    drawn = {} if network is None else network.artifacts()
+    made = {**artifacts.learning_curves(records, loop.objective), **drawn, **method.artifacts(records)}
     artifacts.write(folder, made, draw=bound.run.figures)
 
     objective = loop.objective

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from advml.contracts import Network
-from advml.data.prepare import restore
+from advml.data.prepare import Project, restore
 
 
 class Trained(nn.Module):
@@ -24,6 +24,13 @@ class Trained(nn.Module):
             name: tuple(restore(step).to(torch.device("cpu"), self.dtype) for step in prepare.get(name, ()))
             for name in self.names
         }
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Input → the shape of one raw example: that of the network's input, unless principal components are taken."""
+        seen = self.network.recipe["spec"]["inputs"]
+        steps = {name: [step for step in self.prepare[name] if isinstance(step, Project)] for name in self.names}
+        return {name: steps[name][0].shape if steps[name] else tuple(seen[name]) for name in self.names}
 
     def forward(self, *raw: Tensor) -> Tensor:
         """One tensor [B, ...] for each input, in the order of `names`."""

@@ -77,6 +77,19 @@ class TestComponents:
         torch.testing.assert_close(again(rows()).double(), step(rows()), rtol=1e-5, atol=1e-5)
         assert again(rows()).dtype == torch.float32
 
+    def test_a_trained_network_takes_examples_as_they_are_stored(self, run_cli):
+        import numpy as np
+        from sklearn.datasets import load_wine
+
+        from advml.api import load
+
+        said = run_cli("run", "dataset=wine", "dataset.pca=4", "method.epochs=2", "baselines=off", "progress=off")
+        assert said.code == 0, said.err
+        outputs = load(said.last).predict(load_wine().data.astype(np.float32))
+        assert outputs.shape == (178, 3)
+        exported = run_cli("export", said.last)
+        assert exported.code == 0, exported.err
+
     def test_the_network_sees_so_many_numbers(self):
         view, _ = view_of("dataset=wine", "dataset.pca=4", "dataset.normalise=angles")
         assert view.spec == Spec({"features": (4,)}, Classes(3))
@@ -86,7 +99,7 @@ class TestComponents:
         assert prepared(images, "test").shape[1:] == (8,)
 
     def test_tasks_of_few_examples_are_reduced_too(self):
-        words = ("method=protonet", "dataset=digits", "view=episodes", "view.rotations=none")
+        words = ("method=protonet", "dataset=digits", "view=episodes", "view.ways=2", "view.rotations=none")
         view, _ = view_of(*words, "dataset.pca=3", "dataset.normalise=angles")
         assert view.fixed("valid", 0, 2).support.inputs["image"].shape[2:] == (3,)
         assert view.spec.inputs == {"image": (3,)}

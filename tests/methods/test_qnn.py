@@ -54,7 +54,7 @@ def test_baselines_keep_what_the_user_asked_of_the_circuit():
     assert planned["mlp"]["method"]["lr"] == planned["linear"]["method"]["lr"] == 0.2
     assert planned["no_entanglers"]["model"] == {**tree["model"], "entangle": False}
     assert planned["frozen"]["model"] == {**tree["model"], "trainable": False}
-    assert planned["linear"]["method"]["name"] == "supervised"
+    assert all(one["method"] == tree["method"] for one in planned.values())
 
 
 def test_learns_iris_beside_its_baselines(run_cli):
@@ -64,6 +64,7 @@ def test_learns_iris_beside_its_baselines(run_cli):
     result = folder.result()
     assert result["metrics"]["test"]["accuracy"] > 0.85
     assert result["budget"]["circuits"] == result["budget"]["samples"]
+    assert "circuits" not in json.loads((folder / "baselines/mlp/result.json").read_text())["budget"]
     for name, parameters in {"linear": 15, "mlp": 27, "no_entanglers": 27, "frozen": 15}.items():
         found = json.loads((folder / f"baselines/{name}/result.json").read_text())
         assert found["parameters"] == parameters, name

@@ -56,7 +56,7 @@ class BarrenPlateau(Method):
         self.depths = fixed | growing  # name → qubits → layers
         self.sizes = [(name, qubits) for name in self.depths for qubits in config.qubits]
         shape = (len(self.depths), len(config.qubits), len(config.costs))
-        self.variances = torch.full(shape, float("nan"), dtype=torch.float64)
+        self.variances = torch.zeros(shape, dtype=torch.float64)  # 0: not yet measured
 
     def phases(self) -> Sequence[Phase]:
         """One phase, a step for each size."""
@@ -82,7 +82,7 @@ class BarrenPlateau(Method):
         """The slope of log₂ Var over qubits for each depth and cost with at least two sizes, and its standard error."""
         if split != "valid":
             return {}
-        found: dict[str, float] = {}
+        found: dict[str, float | None] = {"slope": None}
         qubits = torch.tensor(self.config.qubits, dtype=torch.float64)
         for row, name in enumerate(self.depths):
             for column, cost in enumerate(self.config.costs):
@@ -92,8 +92,8 @@ class BarrenPlateau(Method):
                     continue
                 slope, error = line(qubits[known], variances[known].log2())
                 found |= {f"slope_{cost}/{name}": slope, f"slope_error_{cost}/{name}": error}
-                found["slope"] = slope if known.all() else float("nan")
-        return {"slope": float("nan"), **found}
+                found["slope"] = slope if known.all() else None
+        return found
 
     def state_dict(self) -> dict[str, Any]:
         """What has been measured."""

@@ -87,7 +87,8 @@ class QuantumKernel(Method):
                                              for name, shape in circuit.weights.items()})  # fmt: skip
         self._check_alignment()
         self.optimiser = make_optimiser(self.weights.values(), config)
-        self.chosen: dict[str, Any] = {"penalty": None, "accuracy": -1.0, "tried": []}
+        self.tried = torch.zeros(len(config.penalties), 2, dtype=torch.float64)  # accuracy, support vectors of each C
+        self.fitted = 0
         self._forget()
 
     def _drawn(self, name: str, shape: tuple[int, ...]) -> Tensor:
@@ -120,13 +121,12 @@ class QuantumKernel(Method):
 
     def embedded(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """What the kernel compares, a row an example: states, expectation values, or for rbf the angles."""
-        angles = flat(inputs) * self.config.bandwidth
+        angles: Tensor = flat(inputs) * self.config.bandwidth
         if self.engine is None:
             return angles
         weights = dict(self.weights.items())
-        if self.config.kernel == "fidelity":
-            return self.engine.states(angles, weights)
-        rows: Tensor = self.engine(angles, weights)
+        states = self.config.kernel == "fidelity"
+        rows: Tensor = self.engine.states(angles, weights) if states else self.engine(angles, weights)
         return rows
 
     def between(self, first: Tensor, second: Tensor) -> Tensor:
@@ -179,13 +179,21 @@ class QuantumKernel(Method):
         machine = self._fit(penalty)
         judged = self.data.valid if len(self.data.valid) else self.data.train
         score = float(self._accuracy(machine, judged)[0])
-        self.chosen["tried"] = [*self.chosen["tried"], [penalty, score, int(machine.n_support_.sum())]]
-        if score > self.chosen["accuracy"]:
-            self.chosen |= {"penalty": penalty, "accuracy": score}
+        vectors = int(machine.n_support_.sum())
+        self.tried[at.index] = torch.tensor([score, vectors], dtype=torch.float64)
+        self.fitted = at.index + 1
+        if self.penalty == penalty:
             self.machine = machine
         circuits = len(self.data.train) if at.index == 0 and self.engine is not None else 0
         self.context.count(samples=len(self.data.train), circuits=circuits)
-        return Step({"penalty": penalty, "support_vectors": int(machine.n_support_.sum())})
+        return Step({"penalty": penalty, "support_vectors": vectors})
+
+    @property
+    def penalty(self) -> float | None:
+        """The C with the best accuracy so far, the first of equals; None before the first."""
+        if not self.fitted:
+            return None
+        return float(self.config.penalties[int(self.tried[: self.fitted, 0].argmax())])
 
     def _align(self, at: At) -> Step:
         config, train = self.config, self.data.train
@@ -214,19 +222,20 @@ class QuantumKernel(Method):
         examples = self.data.split(split)
         if split == "train" or not len(examples):
             return {}
-        if self.chosen["penalty"] is None:
-            return {"accuracy": float("nan")}
+        if self.penalty is None:
+            return {"accuracy": None}
         if self.machine is None:
-            self.machine = self._fit(self.chosen["penalty"])
+            self.machine = self._fit(self.penalty)
         accuracy, f1 = self._accuracy(self.machine, examples)
         return {"accuracy": accuracy, "macro_f1": f1, "support_vectors": int(self.machine.n_support_.sum())}
 
     # --- the rest of a run ---
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimiser, the chosen penalty; the machine follows from them."""
+        """Weights, optimiser, what each penalty gave; the machine follows from them."""
         weights = {name: value.detach() for name, value in self.weights.items()}
-        return {"weights": weights, "optimiser": self.optimiser.state_dict(), "chosen": dict(self.chosen)}
+        tried = {"tried": self.tried, "fitted": self.fitted}
+        return {"weights": weights, "optimiser": self.optimiser.state_dict(), **tried}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore them."""
@@ -234,7 +243,7 @@ class QuantumKernel(Method):
             for name, value in state["weights"].items():
                 self.weights[name].copy_(value)
         self.optimiser.load_state_dict(state["optimiser"])
-        self.chosen = dict(state["chosen"])
+        self.tried, self.fitted = state["tried"].clone(), state["fitted"]
         self._forget()
 
     @torch.no_grad()
@@ -242,7 +251,7 @@ class QuantumKernel(Method):
         """The chosen penalty, and the alignment of the whole training kernel with its labels."""
         rows = self._trained_rows()
         aligned = kernels.alignment(self.between(rows, rows).double(), self.data.train.target)
-        return {"penalty": self.chosen["penalty"], "alignment": aligned}
+        return {"penalty": self.penalty, "alignment": aligned}
 
     @torch.no_grad()
     def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
@@ -254,4 +263,5 @@ class QuantumKernel(Method):
         names = [str(int(label)) for label in target[order]]
         title, limits = "Kernel between training examples", (0.0, 1.0)
         picture = Heatmap(values, names, names, "class", "class", title, "k(x, y)", 2, limits)
-        return {"penalties": Table(["C", "accuracy", "support vectors"], self.chosen["tried"]), "kernel": picture}
+        table = [[penalty, *row] for penalty, row in zip(self.config.penalties, self.tried.tolist(), strict=True)]
+        return {"penalties": Table(["C", "accuracy", "support vectors"], table[: self.fitted]), "kernel": picture}

@@ -14,7 +14,7 @@ from advml.config import CountFloat, PositiveInt, settings
 from advml.contracts import At, Context, Method, Metrics, Needs, Nothing, Objective, Phase, Record, SplitName, Step
 from advml.errors import ConfigError
 from advml.nn.optimisers import OptimiserSettings, clip_gradients, learning_rate, make_optimiser
-from advml.nn.quantum.ansatz import AnsatzName, make_ansatz
+from advml.nn.quantum.ansatz import AnsatzName, make_ansatz, ramp
 from advml.nn.quantum.engines import EngineName, make_engine
 from advml.nn.quantum.hamiltonians import LARGEST, Hamiltonian, ground_energy, ising_chain
 from advml.nn.quantum.observables import check_word
@@ -97,15 +97,13 @@ class Vqe(Method):
         self.energy_before: float | None = None
 
     def _drawn(self, number: int) -> nn.ParameterDict:
-        """Angles of problem `number`, uniform in ±spread."""
+        """Angles of problem `number`: where its circuit begins, ± spread, uniform."""
         generator, spread = self.context.rng("angles", number), self.config.spread
-        shapes = self.circuits[number].weights
-        return nn.ParameterDict({
-            name: nn.Parameter(
-                ((2 * torch.rand(shape, generator=generator, dtype=torch.float64) - 1) * spread).to(self.context.device)
-            )
-            for name, shape in shapes.items()
-        })  # fmt: skip
+        angles = {
+            name: centre + (2 * torch.rand(centre.shape, generator=generator, dtype=torch.float64) - 1) * spread
+            for name, centre in ramp(self.circuits[number]).items()
+        }
+        return nn.ParameterDict({name: nn.Parameter(value.to(self.context.device)) for name, value in angles.items()})
 
     def phases(self) -> Sequence[Phase]:
         """A phase for each Hamiltonian."""

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from advml.nn.quantum.circuits import Circuit, Weights
@@ -24,6 +25,18 @@ def make_ansatz(name: AnsatzName, qubits: int, layers: int, periodic: bool = Tru
             return _hardware_efficient(qubits, layers)
         case "alternating":
             return _alternating(qubits, layers, periodic)
+
+
+def ramp(circuit: Circuit) -> dict[str, Tensor]:
+    """Where an optimisation may begin, float64: for `alternating` a slow passage from field to bonds, else zeros.
+
+    Layer l of L turns by −1.6 s about the bonds and by −1.6 (1 − s) about the fields, s = (l + ½)/L (as annealing).
+    """
+    zeros = {name: torch.zeros(shape, dtype=torch.float64) for name, shape in circuit.weights.items()}
+    if circuit.name != "alternating":
+        return zeros
+    share = (torch.arange(circuit.layers, dtype=torch.float64) + 0.5) / circuit.layers
+    return {"bonds": -1.6 * share, "fields": -1.6 * (1 - share)}
 
 
 def _circuit(

@@ -178,7 +178,8 @@ def _amplitude(qubits: int, layers: int, entangle: bool, features: int, scaling:
         padding = inputs.new_zeros((*inputs.shape[:-1], 2**qubits - features))
         padded = torch.cat([inputs, padding], -1) if features < 2**qubits else inputs
         norm = torch.linalg.vector_norm(padded, dim=-1, keepdim=True)
-        return padded / norm.clamp_min(torch.finfo(inputs.dtype).tiny)
+        normal: Tensor = padded / norm.clamp_min(torch.finfo(inputs.dtype).tiny)
+        return normal
 
     def apply(inputs: Tensor | None, weights: Weights) -> None:
         qml = _pennylane()

@@ -93,8 +93,9 @@ class FastEngine(Engine):
         super().__init__()
         self.circuit = circuit
         traced = trace(circuit)
-        self.simulator = PlainSimulator(traced) if plain else FusedSimulator(traced)
-        order = None if plain else self.simulator.order
+        fused = None if plain else FusedSimulator(traced)
+        self.simulator = PlainSimulator(traced) if fused is None else fused
+        order = None if fused is None else fused.order
         diagonal = all(set(word) <= set("IZ") for observable in observables for word in observable)
         self.folded = diagonal and order is not None
         self.expectations = Expectations(observables, circuit.qubits, order if self.folded else None)

@@ -47,8 +47,8 @@ class SharedFormulas(nn.Module):
             values = flat.narrow(0, *self.run)
         else:
             values = flat.index_select(0, self.index[0])
-            for others in self.index[1:]:
-                values = values * flat.index_select(0, others)
+            for place in range(1, len(self.index)):
+                values = values * flat.index_select(0, self.index[place])
         if not self.one_each:
             return values @ self.sums.to(flat.dtype)
         if self.factor is not None:
@@ -57,7 +57,7 @@ class SharedFormulas(nn.Module):
 
 
 class BatchedFormulas(nn.Module):
-    """Formulas of inputs and weights: a part of weights alone, plus Σ over products of inputs times what multiplies each.
+    """Formulas of inputs and weights: a part of weights alone, plus products of inputs times what multiplies each.
 
     The sum is a matrix product, [B, M] times [M, G]; where each formula has one product of inputs, such as s x + θ,
     it is gathered and multiplied.
@@ -119,6 +119,6 @@ class BatchedFormulas(nn.Module):
         columns = self.get_buffer("columns")
         padded = torch.cat([inputs, torch.ones_like(inputs[:, :1])], 1) if self.padding else inputs
         values = padded.index_select(1, columns[0])
-        for column in columns[1:]:
-            values = values * padded.index_select(1, column)
+        for place in range(1, len(columns)):
+            values = values * padded.index_select(1, columns[place])
         return values

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from advml.nn.quantum.fusing import Local, Other, Part, Permute, Phases, fuse
 from advml.nn.quantum.layers import SINGLE, Beginning, LayerSet, OrderStep
-from advml.nn.quantum.simulator import Angles, Constants, alike, applied, flat_weights, needs_one, stacked
+from advml.nn.quantum.simulator import Angles, Constants, Start, alike, applied, flat_weights, needs_one, stacked
 from advml.nn.quantum.tracing import Trace
 
 
@@ -72,26 +72,29 @@ class OtherStep(nn.Module):
 
 
 class FusedSimulator(nn.Module):
-    """The states of a circuit up to a last reordering `order`, which whoever measures them may do to the observables."""
+    """The states of a circuit, up to a last reordering `order` that who measures them may do to the observables."""
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
-        self.trace = trace
+        self.trace, self.real = trace, trace.real
         parts = fuse(trace)
         folded = trace.qubits <= SINGLE
         self.order: np.ndarray | None = None
-        if parts and isinstance(parts[-1], Permute) and not (folded and len(parts) > 2 and self._shared(parts[-2])):
-            self.order = parts.pop().order
+        last = parts[-1] if parts else None
+        if isinstance(last, Permute) and not (folded and len(parts) > 2 and self._shared(parts[-2])):
+            self.order, parts = last.order, parts[:-1]
         self.reorder = None if self.order is None else OrderStep(self.order)
+        first, following = (parts[place] if len(parts) > place else None for place in (0, 1))
         self.start, self.begin = None, None
         if trace.start is not None:
-            self.start = Angles(trace.start, trace, True)
-        elif parts and isinstance(parts[0], Local):
-            first = parts.pop(0)
-            assert isinstance(first, Local)
-            order = parts[0].order if parts and isinstance(parts[0], Permute) and Beginning.takes(first, trace) else None
+            self.start = Start(trace.start, trace)
+        elif isinstance(first, Local):
+            taken = isinstance(following, Permute) and Beginning.takes(first, trace)
+            order = following.order if taken and isinstance(following, Permute) else None
             self.begin = Beginning(first, trace, order)
-            parts = parts if order is None else parts[1:]
+            parts = parts[2 if taken else 1 :]
+        readers = (part for part in (first, *parts) if part is not None and not isinstance(part, Permute))
+        self.reads_inputs = trace.start is not None or any(part.reads_inputs(trace.inputs) for part in readers)
         self._plan(parts)
         self.one = needs_one(self)
 
@@ -138,7 +141,6 @@ class FusedSimulator(nn.Module):
     def forward(self, inputs: Tensor | None, weights: Mapping[str, Tensor], ordered: bool = True) -> Tensor:
         """[B, F] → states [B, 2^n]; B = 1 without inputs. `ordered=False`: before the last reordering."""
         flat = flat_weights(self.trace, weights, self.one, like=inputs)
-        batch = 1 if inputs is None else len(inputs)
         state = self._beginning(inputs, flat)
         shared = None if self.shared is None else self.shared(inputs, flat)
         batched = None if self.batched is None else self.batched(inputs, flat)
@@ -153,9 +155,9 @@ class FusedSimulator(nn.Module):
                 state = self.steps[place](state, inputs, flat)
         if ordered and self.reorder is not None:
             state = self.reorder(state)
-        if len(state) != batch:
-            state = state.expand(batch, -1)
-        return state if self.trace.real or state.is_complex() else state + 0j
+        if inputs is not None and not self.reads_inputs:
+            state = state.expand(len(inputs), -1)
+        return state if self.real or state.is_complex() else state + 0j
 
     def _beginning(self, inputs: Tensor | None, flat: Tensor) -> Tensor:
         """The state [B or 1, 2^n] from which the plan starts."""

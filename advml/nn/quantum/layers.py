@@ -1,4 +1,4 @@
-"""Layers of one-qubit gates as matrices of groups of qubits: all layers of a circuit by a handful of torch operations."""
+"""Layers of one-qubit gates as matrices of groups of qubits: all layers of a circuit by a few torch operations."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from advml.nn.quantum.tracing import Gate, Trace
 
 SINGLE = 5  # up to so many qubits a layer is one matrix; beyond, one for each group of about GROUP qubits
 GROUP = 4
-BATCHED_GROUP = 2  # where every example has matrices of its own: less work, as they serve one state each
+BATCHED_GROUP = 3  # where every example has matrices of its own: less work, as they serve one state each
 DEEPEST = 6  # gates with an angle on one qubit in a layer, up to which they are one sum of cosines
 Orders = Sequence[tuple["np.ndarray | None", "np.ndarray | None"]]
 
@@ -42,14 +42,21 @@ class Reorder(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         """The gradient in the old order."""
         order, inverse = ctx.saved_tensors
-        return Reorder.apply(gradient, inverse, order), None, None
+        return reorder(gradient, inverse, order), None, None
 
     @staticmethod
     def jvp(ctx: Any, tangent: Tensor, *_: Any) -> Tensor:
         """The tangent in the new order."""
         order, inverse = ctx.saved_tensors
-        moved: Tensor = Reorder.apply(tangent, order, inverse)
-        return moved
+        return reorder(tangent, order, inverse)
+
+
+def reorder(values: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
+    """values[..., order] by `Reorder`; in an exported program, which knows nothing of advml, by torch itself."""
+    if torch.compiler.is_exporting():
+        return values.index_select(-1, order)
+    moved: Tensor = Reorder.apply(values, order, inverse)  # type: ignore[no-untyped-call]
+    return moved
 
 
 class OrderStep(nn.Module):
@@ -65,8 +72,7 @@ class OrderStep(nn.Module):
 
     def forward(self, state: Tensor, inputs: Tensor | None = None, flat: Tensor | None = None) -> Tensor:
         """[.., N] → the same shape."""
-        moved: Tensor = Reorder.apply(state, self.order, self.inverse)
-        return moved
+        return reorder(state, self.order, self.inverse)
 
 
 # --- sums of cosines ---
@@ -107,7 +113,8 @@ class CosineSums(nn.Module):
         dtype = angles.dtype
         sums, shifts, matrix = (self.get_buffer(name).to(dtype) for name in ("sums", "shifts", "matrix"))
         cosines = torch.addmm(shifts, angles.reshape(-1, len(sums)), sums).cos()
-        return (cosines @ matrix).reshape(*angles.shape[:-1], matrix.shape[1])
+        found: Tensor = cosines @ matrix
+        return found.reshape(*angles.shape[:-1], matrix.shape[1])
 
 
 # --- matrices of single qubits ---
@@ -143,14 +150,14 @@ class LocalMatrices(nn.Module):
 
     def forward(self, inputs: Tensor | None, flat: Tensor) -> Tensor:
         """See the class."""
-        angles = self.angles(inputs, flat)
+        angles: Tensor = self.angles(inputs, flat)
         angles = angles.reshape(*angles.shape[:-1], -1, self.depth)
         if self.even:
-            found = self.sums(angles)
+            found: Tensor = self.sums(angles)
             if not self.real:
                 found = torch.view_as_complex(found.unflatten(-1, (-1, 2)))
             return found.reshape(*angles.shape[:-2], *self.shape)
-        constants = self.constants(flat.dtype)
+        constants: Tensor = self.constants(flat.dtype)
         angles = angles[..., None, None]
         matrices = constants[0] + angles.cos() * constants[1] + angles.sin() * constants[2]
         result = matrices[..., 0, :, :1] if self.column else matrices[..., 0, :, :]

@@ -33,6 +33,20 @@ class Angles(nn.Module):
         return values
 
 
+class Start(nn.Module):
+    """Amplitudes that a circuit begins with, from their formulas; mostly they are the inputs themselves."""
+
+    def __init__(self, formulas: Sequence[Formula], trace: Trace) -> None:
+        super().__init__()
+        inputs = tuple(((1.0, (number,)),) for number in range(trace.inputs))
+        self.amplitudes = None if formulas == inputs else Angles(formulas, trace, True)
+
+    def forward(self, inputs: Tensor, flat: Tensor) -> Tensor:
+        """[B, F] → [B, 2^n]."""
+        made: Tensor = inputs if self.amplitudes is None else self.amplitudes(inputs, flat)
+        return made
+
+
 class Constants(nn.Module):
     """A constant array; complex ones are kept as pairs of real numbers, which `module.to(dtype)` can convert."""
 
@@ -69,8 +83,8 @@ class PlainSimulator(nn.Module):
 
     def __init__(self, trace: Trace) -> None:
         super().__init__()
-        self.trace = trace
-        self.start = None if trace.start is None else Angles(trace.start, trace, True)
+        self.trace, self.real = trace, trace.real
+        self.start = None if trace.start is None else Start(trace.start, trace)
         self.angles = nn.ModuleList(Angles((gate.turned,), trace, reads(gate, trace)) for gate in trace.gates)
         self.matrices = nn.ModuleList(
             Constants(stacked(gate), not np.iscomplexobj(stacked(gate))) for gate in trace.gates
@@ -81,7 +95,7 @@ class PlainSimulator(nn.Module):
         flat = flat_weights(self.trace, weights, like=inputs)
         qubits, batch = self.trace.qubits, 1 if inputs is None else len(inputs)
         if self.start is not None:
-            state = self.start(inputs, flat)
+            state: Tensor = self.start(inputs, flat)
         else:
             state = torch.zeros(batch, 2**qubits, dtype=flat.dtype, device=flat.device)
             state[:, 0] = 1
@@ -90,10 +104,11 @@ class PlainSimulator(nn.Module):
             constant, cosine, sine = constants(flat.dtype)
             matrix = constant + angle.cos() * cosine + angle.sin() * sine
             state = applied(matrix, state, gate.wires, qubits)
-        return state if self.trace.real or state.is_complex() else state + 0j
+        return state if self.real or state.is_complex() else state + 0j
 
 
 def reads(gate: Gate, trace: Trace) -> bool:
+    """Is the gate's angle different between examples?"""
     return any(number < trace.inputs for _, numbers in gate.angle for number in numbers)
 
 

@@ -26,6 +26,11 @@ MOVES = {
     aten.transpose.int, aten.expand.default, aten.alias.default, aten.clone.default, aten.unbind.int,
     aten.split.Tensor, aten.index_select.default, aten.flip.default, aten.repeat.default,
 }  # fmt: skip
+# Operations whose result is the same whatever the values.
+CONSTANT = {
+    aten.ones_like.default, aten.zeros_like.default, aten.full_like.default, aten.new_ones.default,
+    aten.new_zeros.default, aten.new_full.default,
+}  # fmt: skip
 REPEATS = {aten.lift_fresh.default, aten._to_copy.default}
 
 
@@ -54,8 +59,12 @@ class Watch(TorchDispatchMode):
     """While active, follows what becomes of the tensors that `number` was given."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.known: dict[int, tuple[Tensor, Symbolic | None]] = {}  # by id; the tensor is kept, so that ids stay apart
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing here is compiled: without this, torch imports its compiler to tell it to stay away
 
     def number(self, values: Tensor, start: int) -> None:
         """The elements of `values` are the numbers start, start + 1, …"""
@@ -79,6 +88,8 @@ class Watch(TorchDispatchMode):
         flat = [leaf for arg in args for leaf in (arg if isinstance(arg, list | tuple) else [arg])]
         if not any(isinstance(leaf, Tensor) and id(leaf) in self.known for leaf in flat):
             return result
+        if func in CONSTANT:
+            return result
         if func is aten._local_scalar_dense.default:
             raise Undecided
         results = list(result) if isinstance(result, list | tuple) else [result]
@@ -100,7 +111,7 @@ class Watch(TorchDispatchMode):
             return unknown
         if func in (aten.stack.default, aten.cat.default):
             parts = [self._operand(part) for part in args[0]]
-            return [_joined(func, args[0], parts, args[1:], kwargs)]  # type: ignore[arg-type]
+            return [_joined(func, args[0], parts, args[1:], kwargs)]
         if func is aten.neg.default:
             return [_scaled(operands[0], -1.0)]
         if func in (aten.add.Tensor, aten.sub.Tensor, aten.add.Scalar, aten.sub.Scalar):
@@ -126,7 +137,7 @@ class Watch(TorchDispatchMode):
         if isinstance(value, Tensor) and id(value) in self.known:
             return self.known[id(value)][1]
         if isinstance(value, Tensor | int | float):
-            constant = torch.as_tensor(value)
+            constant = value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
             return None if constant.is_complex() else Symbolic([(constant.to(torch.float64), ())])
         return None
 

@@ -6,7 +6,7 @@ angle has that form if its generator squares to a projector, as for every rotati
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from math import pi
@@ -123,7 +123,7 @@ def _gates(operation: Any, watch: Watch, qubits: int) -> Iterator[Gate]:
         return
     if not all(isinstance(wire, int) and 0 <= wire < qubits for wire in wires):
         raise Untraceable(f"{name} on wires {list(wires)}")
-    parameters = operation.parameters
+    parameters, kind = operation.parameters, operation.__class__
     if name == "GlobalPhase":  # of the whole state, whatever its wires
         formulas, one = watch.formulas(parameters[0]), np.eye(2)
         if formulas is not None:
@@ -132,13 +132,13 @@ def _gates(operation: Any, watch: Watch, qubits: int) -> Iterator[Gate]:
     if name == "MultiRZ":
         formulas = watch.formulas(parameters[0])
         if formulas is not None and len(wires) <= MOST_WIRES:
-            yield Gate(name, wires, *_turning(type(operation), len(wires)), 0.5, formulas[0])
+            yield Gate(name, wires, *_turning(kind, len(wires)), 0.5, formulas[0])
             return
     if name in FREQUENCY:
         formulas = watch.formulas(parameters[0])
         if formulas is None or len(formulas) != 1:
             raise Untraceable(f"{name} of an angle that is no sum of products of inputs and weights")
-        yield Gate(name, wires, *_turning(type(operation), None), FREQUENCY[name], formulas[0])
+        yield Gate(name, wires, *_turning(kind, None), FREQUENCY[name], formulas[0])
     elif not parameters and operation.has_matrix and len(wires) <= MOST_WIRES:
         yield Gate(name, wires, _plain(np.asarray(operation.matrix())))
     elif operation.has_decomposition:
@@ -146,19 +146,23 @@ def _gates(operation: Any, watch: Watch, qubits: int) -> Iterator[Gate]:
 
         with qml.QueuingManager.stop_recording():
             parts = operation.decomposition()
-        for part in parts:
-            yield from _gates(part, watch, qubits)
+        try:
+            for part in parts:
+                yield from _gates(part, watch, qubits)
+        except Untraceable as error:
+            raise Untraceable(f"{name}, made of {error}") from None
     else:
         raise Untraceable(name)
 
 
 @cache
-def _turning(kind: Any, wires: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _turning(kind: Hashable, wires: int | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """K, C and S of a gate class, from its matrices at three angles; checked at two more."""
-    frequency = FREQUENCY.get(kind.__name__, 0.5)
+    operation: Any = kind
+    frequency = FREQUENCY.get(operation.__name__, 0.5)
 
     def at(angle: float) -> np.ndarray:
-        found = kind.compute_matrix(angle) if wires is None else kind.compute_matrix(angle, num_wires=wires)
+        found = operation.compute_matrix(angle) if wires is None else operation.compute_matrix(angle, num_wires=wires)
         return np.asarray(found)
 
     zero, quarter, half = at(0.0), at(pi / 2 / frequency), at(pi / frequency)
@@ -167,7 +171,7 @@ def _turning(kind: Any, wires: int | None) -> tuple[np.ndarray, np.ndarray, np.n
     for angle in (0.3, 2.1):
         turned = constant + np.cos(frequency * angle) * cosine + np.sin(frequency * angle) * sine
         if not np.allclose(turned, at(angle), atol=1e-12, rtol=0):
-            raise Untraceable(kind.__name__)
+            raise Untraceable(operation.__name__)
     return _plain(constant), _plain(cosine), _plain(sine)
 
 
