@@ -2,8 +2,8 @@
 advml check --all
 
 Composes, binds and fits a configuration without running it: every mistake at once. With --all: every method with its
-companions, every data set, view and model on its own, every experiment and every run of every study, shipped or found
-in plug-ins and $ADVML_CONFIG_PATH. Exit code: 0 all is well, 2 something is wrong.
+companions, every data set, view and model on its own, every experiment and every run of every study (with the first of
+its seeds), shipped or found in plug-ins and $ADVML_CONFIG_PATH. Exit code: 0 all is well, 2 something is wrong.
 
   advml check method=ewc model=cnn dataset=iris
   advml check --all
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     from advml.errors import ConfigError
     from advml.roots import members
     from advml.runner.fit import check_fit
-    from advml.runner.studies import plan
+    from advml.runner.studies import plan, read
 
     if "--all" not in arguments:
         tree, _ = compose(arguments)
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
                 print(f"advml: {group}={name}: {mistake}", file=sys.stderr)
     for name in (studies := members("study")):
         try:
-            plan(name, [])
+            plan(name, [f"seed={read(name).seeds[0]}"])
         except ConfigError as error:
             wrong += 1
             for mistake in error.mistakes:
