@@ -5,17 +5,16 @@
 Forward and backward of Σ ⟨Z_i⟩² through `angle_ry` (RY encoding, layers of RY and a chain of CNOTs), one thread.
 Gradients are compared first: from float64 they may differ by 1e-5 in float32, or nothing is timed. TorchLayer is
 PennyLane's own way to put a circuit into torch; lightning.qubit differentiates by adjoint, example by example.
-TorchQuantum and PennyLane with jax.jit are measured where they are installed. Times are CPU times of this process (on
+TorchQuantum and PennyLane with jax.jit are not compared yet. Times are CPU times of this process (on
 CUDA: wall clock after synchronising); all runs take turns, short ones a few in a row as in training, and what is
 printed are medians and ratios of medians.
 `share` is the part of the machine's own rate, of a float32 product of 1024×1024 matrices measured in between, that the
-matrix products of the fused steps are carried out at. `memory` is what one forward and backward pass adds at its peak.
+matrix products of the fused steps are carried out at. `memory` is what a forward pass keeps for the backward one.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import time
 from collections.abc import Callable
 
@@ -48,9 +47,6 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     print(machine())
-    for name in ("torchquantum", "jax"):
-        if importlib.util.find_spec(name) is None:
-            print(f"{name} is not installed here")
     for qubits, layers, batch in SIZES:
         if qubits in options.qubits:
             compare(qubits, layers, batch, options)
