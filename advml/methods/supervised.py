@@ -162,7 +162,7 @@ class Supervised(Method):
             "optimiser": self.optimiser.state_dict(),
             "lowest": self.lowest,
             "waited": self.waited,
-            **({} if self.privacy is None else {"private_updates": self.privacy.updates}),
+            **({} if self.privacy is None else {"private_updates": self.privacy.released}),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -69,6 +69,43 @@ def state(
     return Statement(unit, RELATION[sampling], sampling, rate, noise, steps, delta, found, USUAL[sampling])
 
 
+class Spending:
+    """How many noisy sums a training has released, and what they cost: DP-SGD one an update, DP-FedAvg one a round."""
+
+    def __init__(
+        self, unit: Literal["example", "client"], sampling: Sampling, rate: float, delta: float,
+        noise: float | None, target: float | None, planned: int,
+    ) -> None:  # fmt: skip
+        """Either `noise`, σ, or the ε `target` is given, for which σ is chosen so that `planned` sums cost it.
+
+        Raises ValueError as noise_for does.
+        """
+        the_package()  # at once: without it the first evaluation after some training would fail
+        self.unit, self.sampling, self.rate, self.delta = unit, sampling, rate, delta
+        if noise is None:
+            assert target is not None
+            noise = noise_for(target, sampling, rate, planned, delta)
+        self.noise = noise
+        self.released = 0
+
+    def epsilon(self) -> float | None:
+        """ε of all sums so far; None where nothing is promised, without noise."""
+        found = epsilon(self.sampling, self.rate, self.noise, self.released, self.delta)
+        return found if math.isfinite(found) else None
+
+    def statement(self) -> Statement:
+        """The guarantee for all sums so far."""
+        return state(self.unit, self.sampling, self.rate, self.noise, self.released, self.delta)
+
+
+def check_noise(kind: str, noise: float | None, target: float | None) -> None:
+    """Raises ValueError unless one of the two is given, where anything is private."""
+    if kind != "none" and noise is None and target is None:
+        raise ValueError("noise: how much is neither given nor follows from a target_epsilon; set one of them")
+    if kind != "none" and noise is not None and target is not None:
+        raise ValueError("noise: follows from target_epsilon; set one of them to null")
+
+
 def over_disjoint(epsilons: Iterable[float]) -> float:
     """ε of mechanisms that each see data of their own (parallel composition, McSherry 2009): the largest of theirs.
 

@@ -13,7 +13,6 @@ With `quantile` the bound C follows that quantile of the norms, by a noisy count
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -23,7 +22,7 @@ from torch import Tensor
 
 from advml.config import CountFloat, PositiveFloat, settings
 from advml.contracts import Rng
-from advml.nn.accounting import Sampling, Statement, epsilon, noise_for, state, the_package
+from advml.nn.accounting import Sampling, Spending, check_noise
 from advml.nn.aggregation import WeightedSum, cohort, cohort_size
 from advml.nn.privacy import (
     add_noise,
@@ -61,15 +60,10 @@ class ClientPrivacySettings:
     count_noise: PositiveFloat | None
 
     def __post_init__(self) -> None:
-        if self.kind == "none":
-            return
-        if self.noise is None and self.target_epsilon is None:
-            raise ValueError("noise: how much is neither given nor follows from a target_epsilon; set one of them")
-        if self.noise is not None and self.target_epsilon is not None:
-            raise ValueError("noise: follows from target_epsilon; set one of them to null")
+        check_noise(self.kind, self.noise, self.target_epsilon)
 
 
-class ClientPrivacy:
+class ClientPrivacy(Spending):
     """What is private about the rounds: who is sampled, how much they weigh, the noise, and what it costs so far."""
 
     def __init__(
@@ -77,21 +71,16 @@ class ClientPrivacy:
     ) -> None:
         """`planned` rounds in all: the noise for a target is chosen for them. Raises ValueError as noise_for does."""
         self.config, self.rng, self.clients, self.fraction = config, rng, len(sizes), fraction
-        self.rate = fraction if config.sampling == "poisson" else cohort_size(self.clients, fraction) / self.clients
-        self.delta = 1 / self.clients if config.delta is None else config.delta
-        the_package()  # at once: without it the first evaluation after some training would fail
-        if config.noise is not None:
-            self.noise = config.noise
-        else:
-            assert config.target_epsilon is not None
-            self.noise = noise_for(config.target_epsilon, config.sampling, self.rate, planned, self.delta)
+        rate = fraction if config.sampling == "poisson" else cohort_size(self.clients, fraction) / self.clients
+        delta = 1 / self.clients if config.delta is None else config.delta
+        super().__init__("client", config.sampling, rate, delta, config.noise, config.target_epsilon, planned)
         self.all_weights = client_weights(torch.tensor(sizes), config.weight_cap)
         self.expected = self.rate * self.clients  # clients in a round
         self.counted = config.quantile is not None
         given = config.count_noise
         self.count_noise = self.expected / 20 if given is None else given
         self.on_updates = noise_beside_count(self.noise, self.count_noise) if self.counted else self.noise
-        self.clip, self.rounds = config.clip, 0
+        self.clip = config.clip
         self.norms: list[Tensor] = []  # of the round at hand, before clipping
 
     def cohort(self, round: int) -> list[int]:
@@ -145,17 +134,8 @@ class ClientPrivacy:
                 deviation=self.count_noise if self.noise else 0.0,
                 generator=self.rng("count noise", round),
             )
-        self.rounds = max(self.rounds, round + 1)
+        self.released = max(self.released, round + 1)
         return told
-
-    def epsilon(self) -> float | None:
-        """ε of all rounds so far; None where nothing is promised, without noise."""
-        found = epsilon(self.config.sampling, self.rate, self.noise, self.rounds, self.delta)
-        return found if math.isfinite(found) else None
-
-    def statement(self) -> Statement:
-        """The guarantee for all rounds so far."""
-        return state("client", self.config.sampling, self.rate, self.noise, self.rounds, self.delta)
 
     def to_dict(self) -> dict[str, Any]:
         """The guarantee and its limits, for a file."""
@@ -166,11 +146,11 @@ class ClientPrivacy:
 
     def state_dict(self) -> dict[str, Any]:
         """What the next round depends on, and how many there were."""
-        return {"clip": self.clip, "rounds": self.rounds}
+        return {"clip": self.clip, "rounds": self.released}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore it. Never fewer rounds: an earlier state chosen as the best is a choice among all."""
-        self.clip, self.rounds = float(state["clip"]), max(self.rounds, int(state["rounds"]))
+        self.clip, self.released = float(state["clip"]), max(self.released, int(state["rounds"]))
 
 
 def _beside(values: Tensor, rows: Tensor) -> Tensor:

@@ -8,7 +8,6 @@ the noise follow from the update's number alone, and the noise is added once, ho
 
 from __future__ import annotations
 
-import math
 from typing import Annotated, Any, Literal
 
 import torch
@@ -17,7 +16,7 @@ from torch import Tensor
 
 from advml.config import CountFloat, PositiveFloat, PositiveInt, settings
 from advml.contracts import Metrics, Network, Rng, Split
-from advml.nn.accounting import Sampling, Statement, epsilon, noise_for, state, the_package
+from advml.nn.accounting import Sampling, Spending, check_noise
 from advml.nn.clipped import clipped_sums
 from advml.nn.losses import Loss
 from advml.nn.optimisers import Optimiser, clip_gradients, learning_rate
@@ -42,28 +41,18 @@ class PrivacySettings:
     micro_batch_size: PositiveInt
 
     def __post_init__(self) -> None:
-        if self.kind != "none" and self.noise is None and self.target_epsilon is None:
-            raise ValueError("noise: how much is neither given nor follows from a target_epsilon; set one of them")
-        if self.kind != "none" and self.noise is not None and self.target_epsilon is not None:
-            raise ValueError("noise: follows from target_epsilon; set one of them to null")
+        check_noise(self.kind, self.noise, self.target_epsilon)
 
 
-class Privacy:
+class Privacy(Spending):
     """What is private about a training: who is sampled, how large the noise is, and how many sums were released."""
 
     def __init__(self, config: PrivacySettings, examples: int, batch_size: int, planned: int, rng: Rng) -> None:
         """`planned` updates in all: the noise for a target is chosen for them. Raises ValueError as noise_for does."""
         self.config, self.examples, self.rng = config, examples, rng
         self.expected = min(batch_size, examples)
-        self.rate = self.expected / examples
-        self.delta = 1 / examples if config.delta is None else config.delta
-        the_package()  # at once: without it the first evaluation after some training would fail
-        if config.noise is not None:
-            self.noise = config.noise
-        else:
-            assert config.target_epsilon is not None
-            self.noise = noise_for(config.target_epsilon, config.sampling, self.rate, planned, self.delta)
-        self.updates = 0
+        rate, delta = self.expected / examples, 1 / examples if config.delta is None else config.delta
+        super().__init__("example", config.sampling, rate, delta, config.noise, config.target_epsilon, planned)
 
     def sample(self, update: int) -> Tensor:
         """The examples of an update, int64 [N] on the CPU; under Poisson sampling perhaps none."""
@@ -71,15 +60,6 @@ class Privacy:
         if self.config.sampling == "poisson":
             return poisson_sample(self.examples, self.rate, generator)
         return fixed_sample(self.examples, self.expected, generator)
-
-    def epsilon(self) -> float | None:
-        """ε of all updates so far; None where nothing is promised, without noise."""
-        found = epsilon(self.config.sampling, self.rate, self.noise, self.updates, self.delta)
-        return found if math.isfinite(found) else None
-
-    def statement(self) -> Statement:
-        """The guarantee for all updates so far."""
-        return state("example", self.config.sampling, self.rate, self.noise, self.updates, self.delta)
 
     def to_dict(self) -> dict[str, Any]:
         """The guarantee and its limits, for a file."""
@@ -89,7 +69,7 @@ class Privacy:
 
     def restore(self, updates: int) -> None:
         """Count at least so many updates. Never fewer: an earlier state chosen as the best is a choice among all."""
-        self.updates = max(self.updates, updates)
+        self.released = max(self.released, updates)
 
 
 def train_privately(
@@ -125,7 +105,7 @@ def train_privately(
             clip_gradients(parameters.values(), settings.clip_norm)
         optimiser.lr = learning_rate(settings, update, total)
         optimiser.step()
-        privacy.updates = update + 1
+        privacy.released = update + 1
         losses.append(value)
         exceeding.append((norms > clip).sum())
         seen += size

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from typing import Any
 
 import matplotlib as mpl
@@ -19,6 +20,9 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 STYLE: Any = {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "advml"}
+
+PAGE = 7.5  # inches that a matrix without numbers takes at most, to each side
+MOST_NAMES = 40  # of rows or columns that are written
 
 
 def plain(text: str) -> str:
@@ -60,30 +64,44 @@ def _heatmap(picture: Heatmap) -> Figure:
 
 
 def heatmap_size(picture: Heatmap) -> tuple[float, float]:
-    """Width and height in inches at which the numbers in the cells can be read."""
-    return 1.6 + 0.62 * max(len(picture.columns), 4), 1.2 + 0.46 * max(len(picture.rows), 3)
+    """Width and height in inches at which the numbers in the cells can be read; without numbers at most a page."""
+    width, height = 0.62 * max(len(picture.columns), 4), 0.46 * max(len(picture.rows), 3)
+    if not has_numbers(picture):
+        width, height = min(width, PAGE), min(height, PAGE)
+    return 1.6 + width, 1.2 + height
+
+
+def has_numbers(picture: Heatmap) -> bool:
+    """Are there few enough cells to write a number into each?"""
+    return len(picture.rows) * len(picture.columns) <= 400
+
+
+def _some(names: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Places and names of an axis: every one, or every so many where there are more than can be read."""
+    step = -(-len(names) // MOST_NAMES)
+    places = list(range(0, len(names), step))
+    return places, [plain(names[place]) for place in places]
 
 
 def heatmap_on(axes: Axes, picture: Heatmap) -> AxesImage:
     """Draw a matrix without its colour bar, with its numbers where there are not too many."""
-    rows, columns = len(picture.rows), len(picture.columns)
     numbers = [[float("nan") if value is None else value for value in row] for row in picture.values]
     defined = [value for row in picture.values for value in row if value is not None]
     low, high = picture.limits or ((min(defined), max(defined)) if defined else (0.0, 1.0))
     image = axes.imshow(numbers, cmap="cividis", aspect="auto", vmin=low, vmax=high)
     longest = max(map(len, picture.columns))
-    axes.set_xticks(range(columns), list(map(plain, picture.columns)))
+    axes.set_xticks(*_some(picture.columns))
     if longest > 6:
         axes.tick_params(axis="x", rotation=35)
         for label in axes.get_xticklabels():
             label.set(ha="right", rotation_mode="anchor")
-    axes.set_yticks(range(rows), list(map(plain, picture.rows)))
+    axes.set_yticks(*_some(picture.rows))
     axes.set_xlabel(plain(picture.column_title))
     axes.set_ylabel(plain(picture.row_title))
     axes.set_title(plain(picture.title))
     for spine in axes.spines.values():
         spine.set_visible(False)
-    if rows * columns <= 400:
+    if has_numbers(picture):
         middle = (low + high) / 2
         for y, row in enumerate(picture.values):
             for x, value in enumerate(row):
@@ -94,7 +112,8 @@ def heatmap_on(axes: Axes, picture: Heatmap) -> AxesImage:
 
 
 def _curve(picture: Curve) -> Figure:
-    figure = Figure(figsize=(5.6, 3.4))
+    many = len(picture.lines) > 5  # then their names stand beside the axes, not on the lines
+    figure = Figure(figsize=(7.2 if many else 5.6, 3.4))
     axes = figure.add_subplot()
     for number, (name, line) in enumerate(picture.lines.items()):
         points = [(x, y) for x, y in zip(picture.x, line, strict=True) if y is not None]
@@ -109,9 +128,15 @@ def _curve(picture: Curve) -> Figure:
         axes.set_yscale("log")
     if all(float(x).is_integer() for x in picture.x):  # there is no step 2.5
         axes.xaxis.set_major_locator(MaxNLocator("auto", integer=True, steps=[1, 2, 5, 10]))
+    values = [y for line in picture.lines.values() for y in line if y is not None]
+    if values and not picture.log and all(float(y).is_integer() for y in values):  # nor half a client
+        axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
     axes.set_xlabel(picture.x_title)
     axes.set_ylabel(picture.y_title)
     axes.set_title(picture.title)
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    if many:
+        axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    else:
+        axes.legend(frameon=False)
     return figure

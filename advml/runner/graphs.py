@@ -13,7 +13,7 @@ from advml.artifacts import Graph
 Edge = tuple[int, int, str]
 PLATE = {"boxstyle": "round,pad=0.12", "facecolor": "white", "edgecolor": "none", "alpha": 0.85}  # behind a label
 BOX = {"boxstyle": "round,pad=0.35", "facecolor": "#eef2f6", "edgecolor": "#445566"}  # of a node
-WIDTH, HEIGHT = 1.7, 1.05  # inches between two columns, and between two rows
+WIDTH, HEIGHT = 2.2, 1.05  # inches between two columns, and between two rows
 
 
 def graph_figure(picture: Graph, colours: Sequence[str]) -> Figure:
@@ -68,7 +68,8 @@ def _draw(
         bend = 0.0 if x1 - x0 < 1.5 and again == 1 else 0.25 * (1 if (one + other + again) % 2 else -1) * again
         arrow = FancyArrowPatch(
             places[one], places[other], connectionstyle=f"arc3,rad={bend}", arrowstyle="-|>", mutation_scale=11,
-            shrinkA=17, shrinkB=17, color=colour.get(label, "#999999"), linewidth=1.4 if label in colour else 0.8,
+            shrinkA=0, shrinkB=7 + 2.4 * len(nodes[other]),  # from below one box to the edge of the other
+            color=colour.get(label, "#999999"), linewidth=1.4 if label in colour else 0.8,
         )  # fmt: skip
         axes.add_patch(arrow)
         if label in colour:

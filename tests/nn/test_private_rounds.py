@@ -170,10 +170,10 @@ def test_restoring_an_earlier_state_forgets_no_round():
     early = privacy.state_dict()
     privacy.end_round(1)
     privacy.load_state_dict(early)
-    assert privacy.rounds == 2
+    assert privacy.released == 2
     fresh = private()
     fresh.load_state_dict(early)
-    assert fresh.rounds == 1
+    assert fresh.released == 1
 
 
 def test_without_noise_nothing_is_promised():

@@ -199,10 +199,10 @@ def test_epsilon_is_that_of_the_updates_done():
     private = privacy(split, noise=2.0)
     assert private.epsilon() == 0
     fit(network, split, private, 0, 3)
-    assert private.updates == 3
+    assert private.released == 3
     assert private.epsilon() == epsilon("poisson", 0.2, 2.0, 3, 1e-5) == private.statement().epsilon
     private.restore(2)  # the best state was an earlier one; it was chosen by looking at all
-    assert private.updates == 3
+    assert private.released == 3
     assert privacy(split, noise=0.0).statement().steps == 0
     free = privacy(split, noise=0.0)
     free.restore(1)

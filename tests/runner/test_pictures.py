@@ -86,6 +86,13 @@ class TestHeatmap:
         names = [str(number) for number in range(30)]
         assert "0.123" not in written(figures.draw(Heatmap([[0.123] * 30] * 30, names, names))["svg"])
 
+    def test_tall_ones_fit_a_page_and_name_some_rows(self):
+        names = [f"client {row}" for row in range(100)]
+        tall = Heatmap([[float(row)] * 10 for row in range(100)], names, list("abcdefghij"))
+        assert max(figures.heatmap_size(tall)) < 10
+        texts = written(figures.draw(tall)["svg"])
+        assert [text for text in texts if text.startswith("client")] == names[::3]
+
     @pytest.mark.parametrize("values", [[[None, None]], [[0.5, 0.5]], [[-1e9, 1e-9]]])
     def test_odd_ones(self, values):
         assert figures.draw(Heatmap(values, ["a"], ["b", "c"]))["png"]
@@ -111,6 +118,18 @@ class TestCurve:
 
     def test_says_what_it_shows(self):
         assert {"train", "valid", "step", "loss"} <= set(written(drawn("curve")["svg"]))
+
+    def test_many_names_stand_beside_the_axes(self, tmp_path):
+        lines = {f"line {number}": [0.0, float(number)] for number in range(8)}
+        few = Curve([0, 1], dict(list(lines.items())[:5]), "step", "loss")
+        curves = few, Curve([0, 1], lines, "step", "loss")
+        widths = [pixels(figures.draw(one)["png"], tmp_path).width for one in curves]
+        assert widths[1] > 1.2 * widths[0]
+
+    def test_there_is_no_half_client(self):
+        texts = written(figures.draw(Curve([0, 1], {"clients": [0.0, 2.0]}, "round", "clients"))["svg"])
+        assert {"0", "1", "2"} <= set(texts)
+        assert not [text for text in texts if re.fullmatch(r"\d\.\d+", text)]
 
     def test_a_line_without_a_point(self):
         assert figures.draw(Curve([0, 1], {"a": [None, None], "b": [1.0, None]}, "x", "y"))["png"]
