@@ -5,13 +5,14 @@ A study lies in OUTPUTS/studies/NAME; with overrides that change what is compute
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from annotated_types import Len
@@ -139,19 +140,16 @@ def plan(name: str, arguments: Sequence[str]) -> Study:
     mistakes: dict[str, None] = {}
     if any(word.lstrip("+").startswith("sweep.name=") for word in words):
         mistakes["sweep.name: the folder of a study has the study's name; outputs=FOLDER moves it"] = None
-    composed: dict[str, list[tuple[list[str], Mapping[str, Any], Mapping[str, str]]]] = {}
+    composed: dict[str, list[Composed]] = {}
     for cell, of in asked.cells.items():
-        for seed in seeds:
-            typed = [*asked.settings, *of.run, *words, f"seed={seed}"]
-            try:
-                tree, choices = compose([*options, *typed, "baselines=off"])
-                bound = bind(tree)
-                check_fit(bound)
-                resolve_device(bound.run.device)
-            except ConfigError as error:
-                mistakes |= dict.fromkeys(error.mistakes)
-            else:
-                composed.setdefault(cell, []).append((typed, tree, choices))
+        try:
+            composed[cell] = _of_each_seed([*options], [*asked.settings, *of.run, *words], seeds)
+            for one in composed[cell]:
+                bound = bind(one.tree)
+            check_fit(bound)  # which no seed changes
+            resolve_device(bound.run.device)
+        except ConfigError as error:
+            mistakes |= dict.fromkeys(error.mistakes)
     if mistakes:
         raise ConfigError(mistakes)
     changed = tuple(telling([word.lstrip("+") for word in words]))
@@ -162,13 +160,36 @@ def plan(name: str, arguments: Sequence[str]) -> Study:
     command = shlex.join(["advml", "study", name, *changed, *own])
     jobs = {
         cell: tuple(
-            Job(f"{cell}, seed {tree['seed']}", job_folder(folder, [cell, f"seed={tree['seed']}"], tree), tree,
-                Asked(command, typed, choices))
-            for typed, tree, choices in of
+            Job(f"{cell}, seed {one.tree['seed']}", job_folder(folder, [cell, f"seed={one.tree['seed']}"], one.tree),
+                one.tree, Asked(command, one.typed, one.choices))
+            for one in of
         )
         for cell, of in composed.items()
     }  # fmt: skip
     return Study(name, folder, asked, command, changed, bound.run.sweep, jobs)
+
+
+class Composed(NamedTuple):
+    """What was typed for a run, its configuration, the file chosen in each group."""
+
+    typed: list[str]
+    tree: Mapping[str, Any]
+    choices: Mapping[str, str]
+
+
+def _of_each_seed(options: Sequence[str], words: Sequence[str], seeds: Sequence[int]) -> list[Composed]:
+    """One configuration for each seed. Composing takes 80 ms, and a study may have twenty seeds of eighty cells: where
+    the first two differ in nothing but the seed, the others are made from the first.
+    """
+    typed = [[*words, f"seed={seed}"] for seed in seeds]
+    known = [Composed(one, *compose([*options, *one, "baselines=off"])) for one in typed[:2]]
+    alike = all({**one.tree, "seed": known[0].tree["seed"]} == known[0].tree for one in known)
+    for seed, one in zip(seeds[2:], typed[2:], strict=True):
+        if alike:
+            known.append(Composed(one, {**copy.deepcopy(dict(known[0].tree)), "seed": seed}, known[0].choices))
+        else:
+            known.append(Composed(one, *compose([*options, *one, "baselines=off"])))
+    return known
 
 
 def read(name: str, dirs: Sequence[Path] = ()) -> StudySettings:
