@@ -1,4 +1,7 @@
-"""Many jobs, each in a child process: so many at a time, limited in time and memory, surviving each other's ends."""
+"""Many jobs, each in a child process: so many at a time, limited in time and memory, surviving each other's ends.
+
+More jobs than slots are forked from a process that has imported torch once (runner/nursery.py), where that is possible.
+"""
 
 from __future__ import annotations
 
@@ -21,6 +24,7 @@ from advml.errors import AdvmlError
 from advml.runner.environment import resolve_threads
 from advml.runner.folder import OUTPUT, RunFolder
 from advml.runner.jobs import Ended, Job, finished, look
+from advml.runner.nursery import POSSIBLE, Fork, Nursery
 from advml.runner.signals import stop_requests
 
 TICK = 0.05  # seconds between two looks at the children
@@ -71,9 +75,16 @@ def run_jobs(jobs: Sequence[Job], limits: Limits, watcher: Watcher) -> list[Ende
             for child in pool.running.values():
                 child.kill()
                 child.process.wait()
+            for nursery in pool.nurseries.values():
+                nursery.close()
     if stop.by:
         raise KeyboardInterrupt
     return [pool.results[index] for index in range(len(jobs))]
+
+
+def worth_forking(jobs: int, limits: Limits) -> bool:
+    """Are there more jobs than slots, so that one import of torch serves several?"""
+    return POSSIBLE and jobs > limits.jobs
 
 
 class _Pool:
@@ -87,6 +98,8 @@ class _Pool:
         self.results: dict[int, Ended] = {}
         self.stopped_by: str | None = None
         self._look_again = 0.0
+        self._fork = worth_forking(len(jobs), limits)
+        self.nurseries: dict[tuple[tuple[str, str], ...], Nursery] = {}  # by what is set in their environment
 
     def launch(self) -> None:
         """Fill the free slots. What is finished already needs none."""
@@ -101,12 +114,38 @@ class _Pool:
                 continue
             slot = min(set(range(self.limits.jobs)) - set(self.running))
             try:
-                self.running[slot] = _Child.launch(job, slot, self.limits)
+                self.running[slot] = self._launch(job, slot)
             except OSError as error:
                 self._end(number, Ended(job, "failed", message=f"cannot be launched: {error.strerror or error}"))
                 continue
             self.numbers[slot] = number
             self.watcher.started(job)
+
+    def _launch(self, job: Job, slot: int) -> _Child:
+        """Start it, in a process group of its own: a Ctrl-C in the terminal reaches us only. Raises OSError."""
+        job.folder.mkdir(parents=True, exist_ok=True)
+        fitted, environment = _fitted(job, slot, self.limits)
+        with open(job.folder / OUTPUT, "ab") as output:
+            data, began_at = pickle.dumps(fitted), output.tell()
+            if self._fork:
+                nursery = self._nursery(environment)
+                return _Child(job, nursery.fork(CHILD, LIBRARY, data, job.folder / OUTPUT), began_at)
+            process = subprocess.Popen(
+                [sys.executable, "-P", "-c", CHILD, LIBRARY, str(os.getpid())],
+                stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
+                env={**os.environ, **environment}, start_new_session=True,
+            )  # fmt: skip
+        assert process.stdin is not None
+        with suppress(BrokenPipeError), process.stdin as pipe:
+            pipe.write(data)
+        return _Child(job, process, began_at)
+
+    def _nursery(self, environment: Mapping[str, str]) -> Nursery:
+        """One for each environment; another where it has died."""
+        key = tuple(sorted(environment.items()))
+        if key not in self.nurseries or not self.nurseries[key].alive:
+            self.nurseries[key] = Nursery(LIBRARY, environment)
+        return self.nurseries[key]
 
     def _free(self, job: Job) -> bool:
         ours = any(child.job.folder == job.folder for child in self.running.values())
@@ -144,29 +183,12 @@ class _Child:
     """A process at work on a job; `why` says for which reason we ended it, if we did."""
 
     job: Job
-    process: subprocess.Popen[bytes]
+    process: subprocess.Popen[bytes] | Fork
     output_from: int
     began: float = field(default_factory=time.monotonic)
     why: str | None = None
     kill_at: float | None = None
     _looked: float = 0.0
-
-    @classmethod
-    def launch(cls, job: Job, slot: int, limits: Limits) -> _Child:
-        """Start it, in a process group of its own: a Ctrl-C in the terminal reaches us only."""
-        job.folder.mkdir(parents=True, exist_ok=True)
-        fitted, environment = _fitted(job, slot, limits)
-        with open(job.folder / OUTPUT, "ab") as output:
-            process = subprocess.Popen(
-                [sys.executable, "-P", "-c", CHILD, LIBRARY, str(os.getpid())],
-                stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT,
-                env={**os.environ, **environment}, start_new_session=True,
-            )  # fmt: skip
-            child = cls(job, process, output.tell())
-        assert process.stdin is not None
-        with suppress(BrokenPipeError), process.stdin as pipe:
-            pipe.write(pickle.dumps(fitted))
-        return child
 
     def check(self, limits: Limits) -> None:
         """End it if it is over a limit."""

@@ -56,7 +56,10 @@ class Trouble(Method):
             if self.job == self.config.dies and once(f"died-{self.job}"):
                 os.kill(os.getpid(), signal.SIGKILL)
             if self.job == self.config.orphans and once(f"orphaned-{self.job}"):
-                os.kill(os.getppid(), signal.SIGKILL)
+                parent = os.getppid()
+                if b"nursery" in open(f"/proc/{parent}/cmdline", "rb").read():  # which the sweep has forked us from
+                    parent = int(open(f"/proc/{parent}/stat").read().rpartition(")")[2].split()[1])
+                os.kill(parent, signal.SIGKILL)
                 time.sleep(600)
         if self.job == self.config.slow:
             time.sleep(self.config.pause)

@@ -1,5 +1,5 @@
-"""The pool of child processes: real processes, but with a few lines of Python in the place of a run, which import
-nothing heavy. tests/commands/test_sweep_command.py has real runs.
+"""The pool of child processes: real processes, started one by one and forked, but with a few lines of Python in the
+place of a run, which import nothing heavy. tests/commands/test_sweep_command.py has real runs.
 """
 
 import os
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from advml.runner import pool
+from advml.runner import nursery, pool
 from advml.runner.folder import RunFolder
 from advml.runner.jobs import Job
 from advml.runner.pool import Limits, group_memory_mb, run_jobs, visible_gpus
@@ -57,10 +57,15 @@ class Seen:
             self.on_end(ended)
 
 
-@pytest.fixture
-def make(tmp_path, monkeypatch):
+FORKED = pytest.param("forked", marks=pytest.mark.skipif(not nursery.POSSIBLE, reason="forked on Linux only"))
+
+
+@pytest.fixture(params=["started", FORKED])
+def make(tmp_path, monkeypatch, request):
     """make(name="what to do"): jobs."""
     monkeypatch.setattr(pool, "CHILD", CHILD)
+    monkeypatch.setattr(pool, "worth_forking", lambda *_: request.param == "forked")
+    monkeypatch.setattr(nursery, "PRELOAD", ())
 
     def jobs(**does):
         return [
@@ -287,6 +292,19 @@ class TestOthers:
         ends = run_jobs([job, job], Limits(jobs=2), Seen())
         assert [end.state for end in ends] == ["completed", "completed"]
         assert (job.folder.parent / "completed.txt").read_text() == "a\n"
+
+
+class TestNursery:
+    @pytest.mark.skipif(not nursery.POSSIBLE, reason="forked on Linux only")
+    def test_where_it_dies_there_is_another(self, make, monkeypatch):
+        monkeypatch.setattr(pool, "worth_forking", lambda *_: True)
+        jobs = make(a="os.kill(os.getppid(), signal.SIGKILL); time.sleep(600)", b="complete()")
+        ends = run_jobs(jobs, Limits(), Seen())
+        assert [end.state for end in ends] == ["killed", "completed"]
+
+    def test_a_few_jobs_are_started(self):
+        assert not pool.worth_forking(2, Limits(jobs=2))
+        assert pool.worth_forking(3, Limits(jobs=2)) == nursery.POSSIBLE
 
 
 class TestStopping:
