@@ -11,7 +11,7 @@ import pytest
 from runs import assert_same_run
 
 import advml
-from advml import registry
+from advml import registry, roots
 from advml.errors import ConfigError
 from advml.runner.folder import RunFolder
 
@@ -87,7 +87,12 @@ class TestShortForm:
         said = run_cli("reproduce", str(whole.path))
         assert (said.code, "identical: all" in said.out) == (0, True)
         assert "random_search Random search for the minimum" in " ".join(run_cli("list", "methods").out.split())
-        assert run_cli("check", "--all").code == 0
+        known = roots.members  # those that are shipped take half a minute, and have a test of their own
+        monkeypatch.setattr(roots, "members", lambda group: {
+            name: path for name, path in known(group).items() if path.is_relative_to(written)
+        })  # fmt: skip
+        said = run_cli("check", "--all")
+        assert (said.code, said.out) == (0, "3 of 3 configurations are well\n")
 
     def test_killed_and_resumed(self, written, forks, tree):
         config = tree("checkpoint_seconds=0", base=("--config-dir", "my_configs", "method=random_search"))

@@ -9,7 +9,6 @@ import pytest
 
 from advml.errors import ConfigError
 from advml.report.published import as_markdown
-from advml.roots import config_root, members
 from advml.runner.folder import RunFolder
 from advml.runner.studies import plan, read
 
@@ -54,12 +53,6 @@ def studied(inside, monkeypatch):
 
 
 class TestRead:
-    @pytest.mark.parametrize("name", sorted(members("study", [config_root()])))
-    def test_all_that_is_shipped(self, name, inside):
-        study = plan(name, [f"seed={read(name).seeds[0]}"])
-        assert len(study.every_job) == len(study.asked.cells)
-        assert len({job.folder for job in study.every_job}) == len(study.every_job)
-
     @pytest.mark.parametrize(("old", "new", "said"), [
         ("metric: test/accuracy\n", "", "study mine: metric: must be given"),
         ("seeds: [0, 1, 2]", "seeds: [0, 0]", "study mine: seeds: one of them is there twice"),
