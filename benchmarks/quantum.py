@@ -1,12 +1,13 @@
 """The fast engine against PennyLane's TorchLayer (default.qubit, backprop), lightning.qubit and, compiled, itself.
 
-    python benchmarks/quantum.py [--device cuda] [--large]
+    python benchmarks/quantum.py [--device cuda] [--large] [--compile] [--lightning] [--jax]
 
 Forward and backward of Σ ⟨Z_i⟩² through `angle_ry` (RY encoding, layers of RY and a chain of CNOTs), one thread.
 Gradients are compared first: from float64 they may differ by 1e-5 in float32, or nothing is timed. TorchLayer is
 PennyLane's own way to put a circuit into torch; lightning.qubit differentiates by adjoint, example by example.
-TorchQuantum and PennyLane with jax.jit are not compared yet. Times are CPU times of this process (on
-CUDA: wall clock after synchronising); all runs take turns, short ones a few in a row as in training, and what is
+`jax.jit` (extra bench-quantum) is PennyLane's default.qubit traced by JAX, loss and gradient compiled as one; its
+first call, which compiles, is printed apart. Times are CPU times of this process (on CUDA: wall clock after
+synchronising); all runs take turns, short ones a few in a row as in training, and what is
 printed are medians and ratios of medians.
 `share` is the part of the machine's own rate, of a float32 product of 1024×1024 matrices measured in between, that the
 matrix products of the fused steps are carried out at. `memory` is what a forward pass keeps for the backward one.
@@ -15,9 +16,11 @@ matrix products of the fused steps are carried out at. `memory` is what a forwar
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from common import machine, medians
 from torch import Tensor
@@ -30,7 +33,10 @@ from advml.runner.finish import FlopCounter
 TOLERANCE = 1e-5
 SIZES = [(4, 3, 32), (4, 3, 128), (8, 4, 32), (8, 4, 128), (12, 6, 32), (12, 6, 128)]
 REACH = {(4, 32): 15, (4, 128): 15, (8, 32): 9, (8, 128): 9, (12, 32): 15, (12, 128): 25}  # times as fast, eager
-BURST = {("fast", 4): 20, ("fast, compiled", 4): 20, ("fast", 8): 10, ("TorchLayer", 4): 4, ("TorchLayer", 8): 2}
+BURST = {
+    ("fast", 4): 20, ("fast, compiled", 4): 20, ("fast", 8): 10, ("TorchLayer", 4): 4, ("TorchLayer", 8): 2,
+    ("jax.jit", 4): 20, ("jax.jit", 8): 10,
+}  # fmt: skip
 COMPILED_REACH = 25  # at 4 qubits
 Run = Callable[[], list[Tensor]]
 
@@ -43,6 +49,7 @@ def main() -> None:
     parser.add_argument("--large", action="store_true", help="the fast engine alone with up to 8,192 examples")
     parser.add_argument("--compile", action="store_true", help="and compiled, at 4 qubits: needs a C++ compiler")
     parser.add_argument("--lightning", action="store_true", help="and lightning.qubit, which takes long")
+    parser.add_argument("--jax", action="store_true", help="and PennyLane traced and compiled by JAX, which takes long")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -68,6 +75,9 @@ def compare(qubits: int, layers: int, batch: int, options: argparse.Namespace) -
     if options.lightning:
         runs["lightning.qubit"] = lightning(circuit, inputs, weights)
         repeats["lightning.qubit"] = 3
+    if options.jax:
+        runs["jax.jit"] = jax_jit(circuit, inputs, weights)
+        repeats["jax.jit"] = options.repeats
     double = {name: value.double() for name, value in weights.items()}
     reference = ours(circuit, inputs.double(), double)()
     for name, run in runs.items():
@@ -88,6 +98,8 @@ def compare(qubits: int, layers: int, batch: int, options: argparse.Namespace) -
     print(f"{qubits} qubits, {layers} layers, B = {batch}")
     for name, taken in times.items():
         line = f"  {name:<16} {taken * 1e3:10,.3f} ms"
+        if name == "jax.jit":
+            line += f"  {times['TorchLayer'] / taken:6.1f} times as fast as TorchLayer"
         if name.startswith("fast"):
             ratio, goal = times["TorchLayer"] / taken, REACH[qubits, batch] if name == "fast" else COMPILED_REACH
             line += f"  {ratio:6.1f} times as fast as TorchLayer (to reach: {goal})"
@@ -154,6 +166,34 @@ def lightning(circuit: Circuit, inputs: Tensor, weights: dict[str, Tensor]) -> R
     """lightning.qubit by adjoint."""
     engine = make_engine(circuit, z_each(circuit.qubits), device="lightning.qubit", diff_method="adjoint")
     return differentiated(engine, inputs, weights)
+
+
+def jax_jit(circuit: Circuit, inputs: Tensor, weights: dict[str, Tensor]) -> Run:
+    """default.qubit under jax.jit, the whole batch in one simulation, on one thread."""
+    os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
+    import jax
+    import pennylane as qml
+
+    @qml.qnode(qml.device("default.qubit", wires=circuit.qubits), interface="jax", diff_method="backprop")
+    def node(inputs: object, weights: object) -> list[object]:
+        circuit(inputs, weights)  # type: ignore[arg-type]
+        return [qml.expval(qml.PauliZ(wire)) for wire in range(circuit.qubits)]
+
+    def loss(weights: object, inputs: object) -> object:
+        return (jax.numpy.stack(node(inputs, weights)) ** 2).sum()
+
+    gradient = jax.jit(jax.grad(loss))
+    theirs = {name: jax.numpy.asarray(value.cpu().numpy()) for name, value in weights.items()}
+    angles = jax.numpy.asarray(inputs.cpu().numpy())
+    start = time.perf_counter()
+    jax.block_until_ready(gradient(theirs, angles))
+    print(f"  jax.jit: compiled in {time.perf_counter() - start:.1f} s")
+
+    def run() -> list[Tensor]:
+        found = jax.block_until_ready(gradient(theirs, angles))
+        return [torch.from_numpy(np.array(found[name])) for name in weights]
+
+    return run
 
 
 def torch_layer(circuit: Circuit, inputs: Tensor, weights: dict[str, Tensor]) -> Run:
