@@ -11,8 +11,9 @@ the client: number k modulo the number of nodes. The bits are those of a run in 
 the other engines they are to rounding.
 
 Node and server read the same configuration, and each the data files of its own machine: a node trains on its clients'
-examples only, the server measures. Compression, masks and privacy are done at the server, as in a simulation. Methods
-that keep models with the clients, or send more than the network, are refused.
+examples only, the server measures. Compression, masks and the privacy of clients are done at the server, as in a
+simulation; that of examples (privacy.kind=example) is part of local training, and so on the node. Methods that keep
+models with the clients, or send more than the network, are refused.
 """
 
 from __future__ import annotations

@@ -45,6 +45,12 @@ class Pull:
             return self
         return Pull(self.strength, {name: value[:active] for name, value in self.offset.items()})
 
+    def row(self, row: int) -> Pull:
+        """That of one copy by itself, offset name → [*shape]."""
+        if self.offset is None:
+            return self
+        return Pull(self.strength, {name: value[min(row, len(value) - 1)] for name, value in self.offset.items()})
+
 
 def example_losses(name: LossName, target: Target, smoothing: float = 0.0) -> ExampleLosses:
     """The losses of advml/nn/losses.py example by example, for copies side by side."""
@@ -216,20 +222,20 @@ class _Differentiated:
             each = self.plan.losses(self.plan.replicas.outputs(self.rows, batch.inputs, dropout=True), batch.target)
             found = each.mean(1) if weight is None else (each * weight).sum(1)
             gradients = torch.autograd.grad(found.sum(), list(self.parameters.values()), allow_unused=True)
-        pulled = [
-            _pulled(gradient, parameter.detach(), self.pull, name)
+        moving = [
+            pulled(gradient, parameter.detach(), self.pull, name)
             for (name, parameter), gradient in zip(self.parameters.items(), gradients, strict=True)
         ]
         if self.plan.settings.clip_norm is not None:
-            clip_rows(pulled, self.plan.settings.clip_norm)
-        for parameter, gradient in zip(self.parameters.values(), pulled, strict=True):
+            clip_rows(moving, self.plan.settings.clip_norm)
+        for parameter, gradient in zip(self.parameters.values(), moving, strict=True):
             parameter.grad = gradient
         self.optimiser.step()
         self.optimiser.zero_grad()
         return found.detach()
 
 
-def _pulled(gradient: Tensor | None, value: Tensor, pull: Pull, name: str) -> Tensor | None:
+def pulled(gradient: Tensor | None, value: Tensor, pull: Pull, name: str) -> Tensor | None:
     """The gradient with the pull added."""
     if pull.strength:
         gradient = value * pull.strength if gradient is None else torch.add(gradient, value, alpha=pull.strength)

@@ -45,10 +45,10 @@ NOT_PROTECTED = (
 
 
 @settings
-class ClientPrivacySettings:
+class PrivateRoundsSettings:
     """The keys of the block `privacy` in configs/method/_base/federated.yaml."""
 
-    kind: Literal["none", "client"]
+    kind: Literal["none", "client", "example"]
     clip: PositiveFloat
     noise: CountFloat | None
     target_epsilon: PositiveFloat | None
@@ -61,13 +61,17 @@ class ClientPrivacySettings:
 
     def __post_init__(self) -> None:
         check_noise(self.kind, self.noise, self.target_epsilon)
+        if self.kind == "example" and self.quantile is not None:
+            raise ValueError("quantile: is of clients' updates, and examples are hidden; use null, or kind client")
+        if self.kind == "example" and self.weight_cap is not None:
+            raise ValueError("weight_cap: is of clients that are hidden, and examples are; use null, or kind client")
 
 
 class ClientPrivacy(Spending):
     """What is private about the rounds: who is sampled, how much they weigh, the noise, and what it costs so far."""
 
     def __init__(
-        self, config: ClientPrivacySettings, sizes: Sequence[int], fraction: float, planned: int, rng: Rng
+        self, config: PrivateRoundsSettings, sizes: Sequence[int], fraction: float, planned: int, rng: Rng
     ) -> None:
         """`planned` rounds in all: the noise for a target is chosen for them. Raises ValueError as noise_for does."""
         self.config, self.rng, self.clients, self.fraction = config, rng, len(sizes), fraction

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from advml.report.keys import heading, shown
 from advml.report.ranking import Difference
+from advml.report.reached import Reached, said
 from advml.report.stats import Interval
-from advml.report.tables import BUDGET, Comparison, Row
+from advml.report.tables import BUDGET, Cell, Comparison, Row
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -40,6 +41,13 @@ def decimals(intervals: Sequence[Interval]) -> int | None:
     if halves:
         return min(max(1 - math.floor(math.log10(median_low(halves))), 0), 6)
     return 4 - min(max(math.floor(math.log10(largest or 1)), 0), 4)
+
+
+def decimals_of(found: Sequence[Interval | Reached | None]) -> int | None:
+    """`decimals` of a column in which some have no mean; a median by itself is a number without an interval."""
+    medians = [one.median for one in found if isinstance(one, Reached) and one.median is not None]
+    means = [one for one in found if isinstance(one, Interval)]
+    return decimals([*means, *(Interval(1, value, None, None) for value in medians)])
 
 
 def number(value: float | None, places: int | None) -> str:
@@ -77,10 +85,7 @@ def probability(p: float | None) -> str:
 def main_grid(comparison: Comparison, stars: Mapping[str, str]) -> Grid:
     """One row a configuration. `stars`: mark → what is written behind a cell."""
     metrics = [metric.name for metric in comparison.metrics]
-    places = {
-        name: decimals([row.cells[name].interval for row in comparison.rows if row.cells[name].interval])  # type: ignore[misc]
-        for name in metrics
-    }
+    places = {name: _places([row.cells[name] for row in comparison.rows]) for name in metrics}
     counters = [f"{name.replace('flops_estimate', 'FLOPs (est.)')}" for name in comparison.budget]
     headings = ["#", *map(heading, comparison.keys), "seeds", *metrics, *counters]
     body = []
@@ -90,13 +95,21 @@ def main_grid(comparison: Comparison, stars: Mapping[str, str]) -> Grid:
             cell = row.cells[name]
             fewer = cell.interval is not None and cell.interval.n < row.seeds
             few = f" (n = {cell.interval.n})" if cell.interval is not None and fewer else ""
-            cells.append(plus_minus(cell.interval, places[name]) + few + stars[cell.mark])
+            text = plus_minus(cell.interval, places[name]) + few + stars[cell.mark]
+            if cell.reached is not None:
+                text = said(name, cell.reached, number(cell.reached.median, places[name]))
+            cells.append(text)
         body.append([
             str(row.number), *map(shown, row.values.values()), seeds(row), *cells,
             *(amount(name, row.budget.get(name)) for name in comparison.budget),
         ])  # fmt: skip
     texts = len(comparison.keys)
     return headings, body, [True, *[False] * texts, *[True] * (len(headings) - 1 - texts)]
+
+
+def _places(cells: Sequence[Cell]) -> int | None:
+    """Decimals of a column; medians count where there is no interval."""
+    return decimals_of([cell.interval or cell.reached for cell in cells])
 
 
 def seeds(row: Row) -> str:
@@ -231,7 +244,7 @@ def latex_escaped(text: str) -> str:
 def as_csv(comparison: Comparison) -> str:
     """One line a configuration, every number in full: metrics with interval and mark, differences, budget."""
     differences = {(one.metric, one.row): one for one in comparison.differences}
-    parts = ("n", "mean", "sd", "low", "high", "mark")
+    parts = ("n", "mean", "sd", "low", "high", "median of all", "mark")
     against = ("reference", "common seeds", "difference", "difference low", "difference high", "p", "p holm")
     names = [metric.name for metric in comparison.metrics]
     headings = ["row", *comparison.keys, "seeds", "asked"]
@@ -242,12 +255,17 @@ def as_csv(comparison: Comparison) -> str:
         for name in names:
             cell, one = row.cells[name], differences.get((name, row.number))
             found = cell.interval
-            line += [found.n, found.mean, found.sd, found.low, found.high] if found else [0, None, None, None, None]
-            line += [cell.mark, *_csv_difference(one)]
+            line += [found.n, found.mean, found.sd, found.low, found.high] if found else [_count(cell), *[None] * 4]
+            line += [cell.reached.median if cell.reached else None, cell.mark, *_csv_difference(one)]
         lines.append(line + [row.budget.get(name) for name in BUDGET])
     buffer = io.StringIO()
     csv.writer(buffer, lineterminator="\n").writerows(lines)
     return buffer.getvalue()
+
+
+def _count(cell: Cell) -> int:
+    """How many runs have a number that has no mean."""
+    return cell.reached.count if cell.reached else 0
 
 
 def _csv_difference(one: Difference | None) -> list[Any]:

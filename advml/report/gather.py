@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,11 @@ class Run:
     def configuration(self) -> str:
         """Equal for runs that differ in nothing but the seed."""
         return configuration(self.tree)
+
+    @property
+    def undefined(self) -> frozenset[str]:
+        """The names in result.json under which there is no number: null, as of a target that was not reached."""
+        return frozenset(name for name, value in named(self.result) if value is None)
 
 
 @dataclass(frozen=True)
@@ -174,8 +179,8 @@ def read_run(folder: RunFolder) -> Run | Missing:
         return Missing(folder, "damaged", reason, tree)
 
 
-def numbers(result: Mapping[str, Any]) -> dict[str, float]:
-    """All numbers of a result.json: test/accuracy, best/test/accuracy, the summary's names, samples, seconds, …"""
+def named(result: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values of a result.json: test/accuracy, best/test/accuracy, the summary's names, samples, seconds, …"""
     blocks = (
         ("", result.get("metrics")),
         ("best/", result.get("best")),
@@ -184,12 +189,18 @@ def numbers(result: Mapping[str, Any]) -> dict[str, float]:
         ("", {key: result.get(key) for key in ("parameters", "seconds")}),
         ("peak_memory_mb/", result.get("peak_memory_mb")),
     )
-    found: dict[str, float] = {}
     for prefix, block in blocks:
         for name, value in flattened(block if isinstance(block, Mapping) else {}, "/").items():
-            if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
-                found[prefix + name] = value
-    return found
+            yield prefix + name, value
+
+
+def numbers(result: Mapping[str, Any]) -> dict[str, float]:
+    """All numbers of a result.json, by these names."""
+    return {
+        name: value
+        for name, value in named(result)
+        if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    }
 
 
 def _splits(folder: RunFolder) -> dict[str, tuple[int, str]]:

@@ -8,6 +8,7 @@ from typing import Literal
 
 from advml.errors import ConfigError, did_you_mean
 from advml.report.gather import Gathered, Group, overlap, split_of
+from advml.report.reached import Reached, is_goal, reached
 from advml.report.stats import Interval, t_interval
 
 Mode = Literal["max", "min"]
@@ -48,7 +49,8 @@ def choose(gathered: Gathered, asked: Sequence[str] = ()) -> list[Metric]:
         for run in runs
     }
     modes = {metric: mode for (_, metric), mode in objectives.items()}
-    known = list(dict.fromkeys(name for run in runs for name in run.numbers))
+    goals = (name for run in runs for name in sorted(run.undefined) if is_goal(name))
+    known = list(dict.fromkeys([*(name for run in runs for name in run.numbers), *goals]))
     if not asked:
         defaults = [f"{split}/{metric}" for split, metric in objectives] + [f"test/{metric}" for metric in modes]
         asked = [name for name in dict.fromkeys(defaults) if name in known] or known[:1]
@@ -74,13 +76,21 @@ def _mode(name: str, said: str, objectives: Mapping[str, Mode]) -> Mode | None:
     last = name.rpartition("/")[2]
     if last in objectives:
         return objectives[last]
-    if any(word in LOWER for word in _words(name)):
+    if is_goal(name) or any(word in LOWER for word in _words(name)):
         return "min"
     return "max" if any(word in HIGHER for word in _words(name)) else None
 
 
+def reached_by(group: Group, metric: str) -> Reached | None:
+    """Of a number that tells what it took to get somewhere: how many runs got there; None where all did."""
+    runs = [run for run in group.runs.values() if metric in run.numbers or metric in run.undefined]
+    return reached(metric, [run.numbers.get(metric) for run in runs]) if is_goal(metric) else None
+
+
 def values_by_seed(group: Group, metric: str) -> dict[int, float]:
-    """Seed → value, for the seeds that have one."""
+    """Seed → value, for the seeds that have one; nothing where one of them did not get somewhere: see reached.py."""
+    if reached_by(group, metric) is not None:
+        return {}
     return {seed: run.numbers[metric] for seed, run in group.runs.items() if metric in run.numbers}
 
 

@@ -55,11 +55,12 @@ def draw_curves(panels: Sequence[Panel], metric: Metric, axis: str) -> Picture |
     return panelled(shown, draw, AXES[axis], axis_title(metric.name), about)
 
 
-def draw_bars(panels: Sequence[Panel], metric: Metric) -> Picture:
+def draw_bars(panels: Sequence[Panel], metric: Metric, short: int = 0) -> Picture:
     """Mean, 95 % interval and each seed for every configuration, as bars from zero.
 
     Where all values lie far from zero bars would hide what differs, and a bar from anywhere else would lie: then the
-    means are points on an axis that begins where the values do.
+    means are points on an axis that begins where the values do. `short`: configurations that have no mean, since not
+    all of their seeds reached the target.
     """
     lines = [line for panel in panels for line in panel.lines]
     intervals = [found for line in lines if (found := interval_of(line.group, metric.name))]
@@ -91,6 +92,7 @@ def draw_bars(panels: Sequence[Panel], metric: Metric) -> Picture:
     begins = "; the axis does not begin at zero" if far else ""
     about = f"mean of {_range(counts)} seeds, line: {_t_interval(panels, metric)}, dots: each seed"
     about = ("one seed" if counts == [1] else about) + begins + _left_out(panels)
+    about += f"; not drawn, since not all seeds reached it: {short}" if short else ""
     return stacked(panels, draw, axis_title(metric.name), about)
 
 

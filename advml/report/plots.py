@@ -9,7 +9,7 @@ from advml.report.gather import Gathered
 from advml.report.heat import accuracy_maps, metric_maps
 from advml.report.landscape import ENOUGH, landscape
 from advml.report.layout import Picture, heatmaps
-from advml.report.metrics import Metric, choose, interval_of
+from advml.report.metrics import Metric, choose, interval_of, reached_by
 from advml.report.panels import panels
 from advml.report.pictures import draw_bars, draw_budget, draw_curves
 from advml.report.search_pictures import draw_importance, draw_parallel
@@ -70,7 +70,9 @@ def curve_metrics(gathered: Gathered, asked: Sequence[str]) -> list[Metric]:
 
 def _bars(gathered: Gathered, metrics: Sequence[str], axis: str | None) -> Iterator[tuple[str, Picture]]:
     for metric in choose(gathered, metrics):
-        yield f"bars_{_file(metric)}", draw_bars(panels(gathered, metric, BARS), metric)
+        if drawn := panels(gathered, metric, BARS):
+            short = sum(reached_by(group, metric.name) is not None for group in gathered.groups)
+            yield f"bars_{_file(metric)}", draw_bars(drawn, metric, short)
 
 
 def _heat(gathered: Gathered, metrics: Sequence[str], axis: str | None) -> Iterator[tuple[str, Picture]]:

@@ -11,12 +11,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from advml.errors import AdvmlError
-from advml.report.formats import decimals, number, plus_minus, probability
+from advml.report.formats import decimals_of, number, plus_minus, probability
 from advml.report.gather import Group, Run, read_run, settings_of
 from advml.report.heat import mean_map
 from advml.report.layout import STYLE, Picture, heatmaps
 from advml.report.metrics import Metric
 from advml.report.ranking import ENOUGH, differences_from
+from advml.report.reached import Reached, absent, reached
+from advml.report.reached import said as in_words
 from advml.report.stats import Interval, t_interval
 from advml.runner import figures
 from advml.runner.artifacts import read_csv
@@ -63,19 +65,19 @@ def _run(job: Job, names: Sequence[str]) -> Run:
     found = read_run(RunFolder(job.folder))
     if not isinstance(found, Run):
         raise AdvmlError(f"{job.folder}: {found.state}: {found.reason}")
-    if missing := [name for name in names if name not in found.numbers]:
+    if missing := [name for name in names if name not in found.numbers and name not in found.undefined]:
         raise AdvmlError(f"{job.folder}: result.json has no {', '.join(missing)}; there are {', '.join(found.numbers)}")
     return found
 
 
 def _row(study: Study, cell: str, runs: Sequence[Run]) -> dict[str, Any]:
     of = study.asked.cells[cell]
-    scaled = {name: [study.asked.scale * run.numbers[name] for run in runs] for name in _names(study)}
+    scaled = {name: [_scaled(study, run.numbers.get(name)) for run in runs] for name in _names(study)}
     return {
         "overrides": [*study.asked.settings, *of.run],
         "reported": of.reported,
         **({} if of.column is None else {"row": of.row, "column": of.column}),
-        **{name: _interval(t_interval(values)) for name, values in scaled.items()},
+        **{name: _summary(name, values) for name, values in scaled.items()},
         "runs": [
             {
                 "seed": run.seed,
@@ -101,16 +103,33 @@ def _names(study: Study) -> tuple[str, ...]:
     return (study.asked.metric, *study.asked.also)
 
 
-def _interval(found: Interval) -> dict[str, Any]:
+def _scaled(study: Study, value: float | None) -> float | None:
+    return None if value is None else study.asked.scale * value
+
+
+def _summary(name: str, values: Sequence[float | None]) -> dict[str, Any]:
+    """Mean and interval; of a number that not all runs have, how many do, and the median of all."""
+    there = [value for value in values if value is not None]
+    short = reached(name, values)
+    if short is not None:
+        return {"n": short.count, "of": short.of, "median": short.median}
+    found = t_interval(there)
     return {"n": found.n, "mean": found.mean, "sd": found.sd, "half": found.half}
 
 
 def _differences(study: Study, runs: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
-    """Each cell minus the reference in the same column, seed by seed; Holm's correction counts a column's tests."""
+    """Each cell minus the reference in the same column, seed by seed; Holm's correction counts a column's tests.
+
+    Cells are left out where a seed has no number: over the others alone a difference would flatter.
+    """
     reference, cells = study.asked.against, study.asked.cells
     metric, found = Metric(study.asked.metric, study.asked.mode), []
     for column in dict.fromkeys(cell.column for cell in cells.values()):
-        names = [name for name, cell in cells.items() if cell.column == column]
+        names = [
+            name
+            for name, cell in cells.items()
+            if cell.column == column and all(metric.name in run.numbers for run in runs[name])
+        ]
         if reference not in (rows := [cells[name].row for name in names]):
             continue
         groups = {
@@ -166,7 +185,7 @@ def crossed_grid(said: Mapping[str, Any], metric: str) -> Grid:
         cell = cells.get((row, column))
         if cell is None:
             return "n/a"
-        measured = plus_minus(Interval(**cell[metric]), places)
+        measured = _measured(cell, metric, places)
         published = cell["reported"] is not None and metric == said["metric"]
         return f"{measured} [{cell['reported']:g}]" if published else measured
 
@@ -182,11 +201,12 @@ def main_grid(said: Mapping[str, Any]) -> Grid:
     unit = f" ({said['unit']})" if said["unit"] else ""
     headings = ["", *(f"seed {seed}" for seed in seeds[:shown]), _words(said["metric"]) + unit]
     headings += [_words(name) + unit for name in said["also"]] + ["reported"] * reported
-    intervals = {name: [Interval(**row[name]) for row in said["rows"].values()] for name in _all(said)}
+    places = {name: _places(said, name) for name in _all(said)}
     body = []
     for name, row in said["rows"].items():
-        own = [number(run[said["metric"]], _places(said, said["metric"])) for run in row["runs"][:shown]]
-        means = [plus_minus(Interval(**row[each]), _fewer(decimals(intervals[each]))) for each in _all(said)]
+        values = [run[said["metric"]] for run in row["runs"][:shown]]
+        own = [absent(said["metric"]) if one is None else number(one, places[said["metric"]]) for one in values]
+        means = [_measured(row, each, places[each]) for each in _all(said)]
         published = ["–" if row["reported"] is None else f"{row['reported']:g}"] * reported
         body.append([name, *own, *means, *published])
     return headings, body
@@ -215,6 +235,11 @@ def notes(said: Mapping[str, Any]) -> Iterator[str]:
         yield f"Not the published setting: changed by {', '.join(changed)}."
     if len(said["seeds"]) > 1:
         yield f"Mean ± half of the 95 % t-interval over {len(said['seeds'])} seeds."
+    if any("of" in row[name] for row in said["rows"].values() for name in _all(said)):
+        yield (
+            "Where not all seeds have a number (a target was not reached) there is neither a mean nor a difference; "
+            "the median counts those that did not reach it as larger than any."
+        )
     if len(said["seeds"]) == 3:
         yield "With 3 seeds that is 2.5 standard deviations: a description, not a ranking."
     yield f"{'[Reported]' if columns_of(said) else 'Reported'}: {said['source']}."
@@ -242,7 +267,22 @@ def _all(said: Mapping[str, Any]) -> list[str]:
 
 
 def _places(said: Mapping[str, Any], name: str) -> int | None:
-    return _fewer(decimals([Interval(**row[name]) for row in said["rows"].values()]))
+    return _fewer(decimals_of([_found(row, name) for row in said["rows"].values()]))
+
+
+def _found(row: Mapping[str, Any], name: str) -> Interval | Reached:
+    summary = row[name]
+    if "of" in summary:
+        return Reached(summary["n"], summary["of"], summary["median"])
+    return Interval(**summary)
+
+
+def _measured(row: Mapping[str, Any], name: str, places: int | None) -> str:
+    """`60.1 ± 3.2`, `not reached (2 of 5)`."""
+    found = _found(row, name)
+    if isinstance(found, Interval):
+        return plus_minus(found, places)
+    return in_words(name, found, number(found.median, places))
 
 
 def _fewer(places: int | None) -> int | None:
@@ -308,10 +348,17 @@ def _panels(said: Mapping[str, Any]) -> list[str | None]:
 
 
 def _line(axes: Axes, place: int, cell: Mapping[str, Any], metric: str) -> None:
-    found = Interval(**cell[metric])
-    axes.errorbar(found.mean, place, xerr=found.half, fmt="D", ms=6, color=figures.COLOURS[0], capsize=4, zorder=3,
-                  label="mean, 95 % t-interval")  # fmt: skip
-    values = [run[metric] for run in cell["runs"]]
+    found = _found(cell, metric)
+    if isinstance(found, Interval):
+        axes.errorbar(found.mean, place, xerr=found.half, fmt="D", ms=6, color=figures.COLOURS[0], capsize=4, zorder=3,
+                      label="mean, 95 % t-interval")  # fmt: skip
+    else:
+        axes.text(0.985, place - 0.12, f"{absent(metric)} by {found.of - found.count} of {found.of}",
+                  transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=8)  # fmt: skip
+        if found.median is not None:
+            axes.plot(found.median, place, "D", ms=6, mfc="white", mew=1.4, color=figures.COLOURS[0], zorder=3,
+                      label="median, not reached counts as larger")  # fmt: skip
+    values = [run[metric] for run in cell["runs"] if run[metric] is not None]
     axes.plot(values, [place + 0.22] * len(values), "|", ms=9, mew=1.4, color="black", label="each seed")
     if cell["reported"] is not None:
         axes.plot(cell["reported"], place, "s", ms=9, mfc="none", mew=1.6, color=figures.COLOURS[1], zorder=4,

@@ -9,8 +9,9 @@ from typing import Any
 from advml.errors import ConfigError, did_you_mean
 from advml.report.gather import Gathered, Group, overlap, split_of, states
 from advml.report.keys import ABSENT, differing, heading, ordered, shown
-from advml.report.metrics import Metric, choose, interval_of, values_by_seed
+from advml.report.metrics import Metric, choose, interval_of, reached_by, values_by_seed
 from advml.report.ranking import ENOUGH, Difference, Mark, best_row, by_problem, differences_from, marks
+from advml.report.reached import Reached
 from advml.report.stats import Interval
 from advml.runner.observers import was_pruned
 
@@ -20,10 +21,11 @@ BUDGET = ("samples", "updates", "gradients", "flops_estimate", "seconds")
 
 @dataclass(frozen=True)
 class Cell:
-    """A metric of a configuration over its seeds; None where no run has it."""
+    """A metric of a configuration over its seeds; None where no run has it, or where not all got there: `reached`."""
 
     interval: Interval | None
     mark: Mark = ""
+    reached: Reached | None = None
 
 
 @dataclass(frozen=True)
@@ -153,7 +155,8 @@ def find_row(rows: Sequence[Mapping[str, Any]], word: str) -> int:
 
 def _cells(number: int, group: Group, metrics: Sequence[Metric], found: Mapping[Any, Mark]) -> dict[str, Cell]:
     return {
-        metric.name: Cell(interval_of(group, metric.name), found.get((number, metric.name), "")) for metric in metrics
+        name: Cell(interval_of(group, name), found.get((number, name), ""), reached_by(group, name))
+        for name in (metric.name for metric in metrics)
     }
 
 
@@ -180,6 +183,11 @@ def _about_intervals(rows: Sequence[Row], metrics: Sequence[Metric]) -> list[str
         notes.append("±: half of the 95 % t-interval of the mean over seeds.")
     splits = dict.fromkeys(split_of(metric.name) for metric in metrics)
     ratios = {split: overlap([row.group for row in rows], split) for split in splits}
+    if any(cell.reached for row in rows for cell in row.cells.values()):
+        notes.append(
+            "Where not all seeds reached a target there is neither a mean nor a test; the median counts those that did "
+            "not as larger than any."
+        )
     if corrected := [f"{split} {ratio:.3f}" for split, ratio in ratios.items() if ratio]:
         notes.append(
             "Each seed drew its own split of one table, so intervals and tests are corrected for the examples that "

@@ -12,6 +12,10 @@ from federated_words import QUANTITY, average, batches_of, close, drawn, federat
 from advml.contracts import At
 from advml.methods.federated.fedavg import FedAvg
 
+QUANTUM = ("model=quantum", "model.qubits=4", "model.layers=1")
+PAIRS = (*QUANTUM, "model.circuit=iqp", "model.observables=zz")
+PLAIN_SGD = ("method.optimiser=sgd", "method.momentum=0.0", "method.epochs=6", "method.batch_size=102")
+
 
 @pytest.mark.parametrize("model", ["mlp", "mlp_batch", "conv4", "cnn", "linear"])
 def test_it_is_the_ordinary_loop(play, model):
@@ -69,6 +73,21 @@ class TestReductions:
                 F.cross_entropy(model(inputs), target).backward()
                 optimiser.step()
         close(played.go().weights(), model.state_dict(), 1e-12, 1e-13)
+
+    @pytest.mark.parametrize("engine", ["loop", "vmap"])
+    @pytest.mark.parametrize("model", [QUANTUM, PAIRS, ("model=mlp",)], ids=["angles", "iqp", "mlp"])
+    def test_one_client_is_supervised_learning(self, play, model, engine):
+        """Of circuits too: all examples with one client, in one batch, three rounds of two epochs each."""
+        words = ("dataset=iris", *model, "precision=float64", "method.lr=0.1", "method.batch_size=null")
+        rounds = ("view.clients=1", "method.rounds=3", "method.epochs=2", f"method.engine={engine}")
+        played = play("method=fedavg", "view=clients", *words, *rounds)
+        ordinary = play("method=supervised", "view=plain", *words[:-1], *PLAIN_SGD)
+        assert len(played.view.owned[0]) == len(ordinary.view.train) == 102
+        close(played.weights(), ordinary.weights(), 0, 0)  # where both begin
+        before = ordinary.weights()
+        close(played.go().weights(), ordinary.go().weights(), 1e-12, 1e-12)
+        assert any((value - before[name]).abs().max() > 0.01 for name, value in ordinary.weights().items())
+        assert played.budget.counts["gradients"] == ordinary.budget.counts["gradients"] == 6 * 102
 
     def test_one_full_batch_of_all_clients_is_a_step_along_the_gradient(self, play):
         """B = ∞, E = 1, C = 1: FedSGD."""

@@ -8,7 +8,7 @@ from scipy import stats
 
 from advml.nn.accounting import epsilon
 from advml.nn.aggregation import WeightedSum, shares
-from advml.nn.private_rounds import ClientPrivacy, ClientPrivacySettings
+from advml.nn.private_rounds import ClientPrivacy, PrivateRoundsSettings
 from advml.runner.randomness import KeyedRng
 
 FALSE_ALARM = 1e-6  # of each statistical test; the seeds are fixed besides
@@ -20,7 +20,7 @@ BLOCK = {
 
 
 def private(sizes=SIZES, fraction=0.5, planned=10, seed=0, **changes):
-    return ClientPrivacy(ClientPrivacySettings(**BLOCK | changes), sizes, fraction, planned, KeyedRng(seed))
+    return ClientPrivacy(PrivateRoundsSettings(**BLOCK | changes), sizes, fraction, planned, KeyedRng(seed))
 
 
 def updates(count, seed=0):

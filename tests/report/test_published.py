@@ -9,7 +9,12 @@ import pytest
 from scipy import stats as reference
 
 import advml
-from advml.report.published import as_markdown, difference_grid, main_grid, notes, pictures
+from advml.errors import AdvmlError
+from advml.report import published
+from advml.report.published import as_markdown, difference_grid, document, main_grid, notes, pictures
+from advml.runner.jobs import Job
+from advml.runner.run import Asked
+from advml.runner.studies import RowSettings, Study, StudySettings
 
 ROOT = Path(advml.__file__).parents[1]
 DOCUMENTS = sorted((ROOT / "docs/results").glob("*.json"))
@@ -24,9 +29,14 @@ class TestShipped:
     def test_means_and_intervals_are_those_of_the_runs(self, path):
         said = load(path)
         for row in said["rows"].values():
-            values = [said["scale"] * run["numbers"][said["metric"]] for run in row["runs"]]
             assert [run["seed"] for run in row["runs"]] == said["seeds"]
             found = row[said["metric"]]
+            there = [run["numbers"][said["metric"]] for run in row["runs"] if said["metric"] in run["numbers"]]
+            if "of" in found:
+                assert (found["n"], found["of"]) == (len(there), len(row["runs"]))
+                assert found["n"] < found["of"]
+                continue
+            values = [said["scale"] * value for value in there]
             low, high = reference.t.interval(0.95, len(values) - 1, found["mean"], reference.sem(values))
             assert found["mean"] == pytest.approx(sum(values) / len(values))
             assert (found["mean"] - found["half"], found["mean"] + found["half"]) == pytest.approx((low, high))
@@ -64,6 +74,55 @@ def said(seeds=(0, 1, 2), reported=97.0, differences=(), changed=()):
     return {"study": "s", "title": "S", "source": "nobody 2020", "metric": "test/accuracy", "unit": "%", "also": [],
             "seeds": list(seeds), "rows": {"ours": row}, "differences": list(differences), "changed": list(changed),
             "environments": [{"source": None}], "date": "2026-01-01", "command": "advml study s"}  # fmt: skip
+
+
+SCORES = {"quick": [50.0, 60.0, 55.0], "slow": [90.0, None, 70.0], "never": [None, 80.0, None]}
+
+
+class TestNotReached:
+    """Rounds to a target that some seeds never reached: no mean, and a median over all of them."""
+
+    @pytest.fixture
+    def said(self, sweep):
+        jobs = {}
+        for name, values in SCORES.items():
+            for seed, value in enumerate(values):
+                result = {"summary": {"rounds_to_0.9": value, "rounds_to_target": value}, "identity": "i"}
+                folder = sweep(f"{name}{seed}", seed=seed, method__name=name, result=result)
+                (folder / "environment.json").write_text(json.dumps({"device": "cpu", "threads": 1}))
+                jobs.setdefault(name, []).append(Job(name, folder, {}, Asked("", [], {})))
+        asked = StudySettings(title="T", source="S", hypothesis="H", chosen="C", budget="B", metric="rounds_to_target",
+                              mode="min", also=("rounds_to_0.9",), against="quick", seeds=(0, 1, 2),
+                              rows={name: RowSettings(run=("seed=0",)) for name in SCORES})  # fmt: skip
+        return document(Study("s", sweep.path, asked, "advml study s", (), None, jobs), "2026-01-01")
+
+    def test_what_the_document_holds(self, said):
+        assert json.loads(json.dumps(said, allow_nan=False)) == said
+        quick, slow, never = (said["rows"][name]["rounds_to_target"] for name in SCORES)
+        assert (quick["n"], quick["mean"]) == (3, 55.0)
+        assert slow == {"n": 2, "of": 3, "median": 90.0}
+        assert never == {"n": 1, "of": 3, "median": None}
+        assert [run["rounds_to_target"] for run in said["rows"]["slow"]["runs"]] == SCORES["slow"]
+        assert said["differences"] == []
+
+    def test_the_table(self, said):
+        _, (quick, slow, never) = main_grid(said)
+        assert quick == ["quick", "50", "60", "55", "55 ± 12", "55 ± 12"]
+        assert slow == ["slow", "90", "not reached", "70", *["90 median (reached by 2 of 3)"] * 2]
+        assert never == ["never", "not reached", "80", "not reached", *["not reached (1 of 3)"] * 2]
+        assert "counts those that did not reach it as larger than any" in as_markdown(said)
+        assert "than any" not in as_markdown({**said, "rows": {"quick": said["rows"]["quick"]}})
+
+    def test_the_picture(self, said):
+        words = pictures(said)["s"]["svg"].decode()
+        assert all(text in words for text in ("not reached by 1 of 3", "not reached by 2 of 3", "counts as larger"))
+
+    def test_a_number_that_a_run_lacks_altogether_is_an_error(self, said, sweep):
+        (folder,) = sweep.path.glob("never0")
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps(result | {"summary": {}}))
+        with pytest.raises(AdvmlError, match="has no rounds_to_target"):
+            published._run(Job("", folder, {}, Asked("", [], {})), ("rounds_to_target",))
 
 
 class TestTable:

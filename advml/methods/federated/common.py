@@ -34,6 +34,7 @@ from advml.nn.local_training import (
     local_batches,
     local_replicas,
 )
+from advml.nn.private_clients import train_client
 from advml.nn.replicas import Parameters, Unsuited, has_batch_norm
 
 
@@ -110,6 +111,8 @@ class Federated(Extras):
             total.add(update.clients, received, torch.tensor([weight[k] for k in update.clients], dtype=torch.float64))
             self.keep(update)
             tally.add(update, sent)
+        if self.example_privacy is not None:
+            self.example_privacy.count(round, {client: steps[client] for client in order})
         self.serve(round, total.total(), order)
         self.raise_counters(tally.counters)
         told = self.counted(tally, len(order), len(cohort) * self.downlink()) | self.end_round(round)
@@ -177,7 +180,8 @@ class Federated(Extras):
         It follows from round, clients and steps, the global network and what the clients kept.
         """
         values = self.start(clients)
-        loss, samples = self.train(round, clients, steps, values, "order", self.pull(clients))
+        train = self.train_privately if self.example_privacy is not None else self.train
+        loss, samples = train(round, clients, steps, values, "order", self.pull(clients))
         return self.update(round, clients, values, loss, samples, steps)
 
     def train(
@@ -212,6 +216,31 @@ class Federated(Extras):
         rate = self.rate(round) if lr is None else lr
         loss = self.training.train(values, list(self.parameters), batches, fetch, rate, pull, noise)
         return loss, sum(len(batch) for rows in batches for batch in rows)
+
+    def train_privately(
+        self, round: int, clients: list[int], steps: list[int], values: Parameters, purpose: str, pull: Pull | None
+    ) -> tuple[Tensor, int]:
+        """As `train`, by noisy steps on samples of each client's examples; one client after another."""
+        assert self.example_privacy is not None
+        worker, losses, seen = copy.deepcopy(self.network), [], 0
+        for row, (client, count) in enumerate(zip(clients, steps, strict=True)):
+            worker.load_state_dict({name: rows[row] for name, rows in values.items()})
+            noise = self.context.rng("noise", purpose, round, client) if self.noisy else None
+            loss, samples = train_client(
+                worker, self.view.owned[client], partial(self._batch_of, client), self.loss, self.example_privacy,
+                client=client, round=round, steps=count, settings=self.config, lr=self.rate(round),
+                pull=None if pull is None else pull.row(row), noise=noise,
+            )  # fmt: skip
+            for name, value in worker.state_dict().items():
+                values[name][row] = value
+            losses.append(loss)
+            seen += samples
+        return torch.stack(losses).sum(), seen
+
+    def _batch_of(self, client: int, index: Tensor) -> Batch:
+        """The examples [b] as their client sees them."""
+        inputs, target, _ = self.view.batch([client], index.unsqueeze(0))
+        return Batch({name: value[0] for name, value in inputs.items()}, target[0])
 
     def pull(self, clients: list[int]) -> Pull | None:
         """What is added to these clients' gradients."""
@@ -258,7 +287,7 @@ class Federated(Extras):
         self.training = LocalTraining(self.replicas, losses, config)
         self.at_once = copies_at_once(self.network, self.replicas)
         self.noisy = any(getattr(module, "p", 0) or getattr(module, "dropout", 0) for module in self.network.modules())
-        self.set_up_extras()
+        self.set_up_extras(self.planned)
         self.personalised = False
         if self.own:
             self.personalise()

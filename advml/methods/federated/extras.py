@@ -6,11 +6,12 @@ They fill the places that `Federated.step` leaves: `cohort`, `work`, `weights`, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from advml.artifacts import Artifact, Json
 from advml.config import PositiveInt, settings
@@ -21,7 +22,8 @@ from advml.methods.federated.rounds import Rounds, RoundSettings
 from advml.nn.aggregation import Weighting, cohort, shares
 from advml.nn.compression import CompressionSettings
 from advml.nn.participation import Share, StragglerSettings, planned_work
-from advml.nn.private_rounds import ClientPrivacy, ClientPrivacySettings
+from advml.nn.private_clients import ExamplePrivacy
+from advml.nn.private_rounds import ClientPrivacy, PrivateRoundsSettings
 from advml.nn.secure_sum import SecureSettings
 
 
@@ -35,7 +37,7 @@ class ExtraSettings(RoundSettings):
     stragglers: StragglerSettings
     compression: CompressionSettings
     secure_aggregation: SecureSettings
-    privacy: ClientPrivacySettings
+    privacy: PrivateRoundsSettings
 
 
 class Sum(Protocol):
@@ -53,22 +55,41 @@ class Sum(Protocol):
 class Extras(Rounds):
     """What the settings of `ExtraSettings` do in a round. `set_up_extras` comes last in a method's setup.
 
-    `privacy_refused`: why a method cannot be private, where it cannot.
+    `privacy_refused`: why a method cannot hide clients, where it cannot. `sends`: does anything leave a client?
     """
 
     privacy_refused: ClassVar[str | None] = None
+    sends: ClassVar[bool] = True
     sizes: list[int]
     parameters: dict[str, nn.Parameter]
     shared: dict[str, Tensor]
 
-    def set_up_extras(self) -> None:
-        """Raises ConfigError for settings that exclude each other."""
+    def set_up_extras(self, planned: Callable[[int], int]) -> None:
+        """`planned`: client → its local steps in a round. Raises ConfigError for settings that exclude each other."""
         config = self.config
         sent = {name: value for name, value in self.parameters.items() if name in self.shared}
         self.channel = Channel(config.compression, config.secure_aggregation, sent, self.context)
-        self.privacy = None if config.privacy.kind == "none" else self._private()
+        self.privacy = self._private_clients() if config.privacy.kind == "client" else None
+        self.example_privacy = self._private_examples(planned) if config.privacy.kind == "example" else None
+        self.spending: ClientPrivacy | ExamplePrivacy | None = self.privacy or self.example_privacy
 
-    def _private(self) -> ClientPrivacy:
+    def _private_examples(self, steps: Callable[[int], int]) -> ExamplePrivacy:
+        config = self.config
+        if not self.sends:
+            raise ConfigError("method.privacy: nothing is sent that could be hidden; use kind=none")
+        if (norm := next((one for one in self.network.modules() if isinstance(one, _BatchNorm)), None)) is not None:
+            other = "layer" if isinstance(norm, nn.BatchNorm1d) else "group"
+            raise ConfigError(f"model.norm=batch: mixes examples, which privacy cannot bound; use model.norm={other}")
+        planned = [0] * len(self.sizes)
+        for round in range(config.rounds if config.privacy.noise is None else 0):
+            for client in self.cohort(round):
+                planned[client] += steps(client)
+        try:
+            return ExamplePrivacy(config.privacy, self.sizes, config.batch_size, planned, self.context.rng)
+        except ValueError as error:
+            raise ConfigError(f"method.privacy.target_epsilon: {error}") from None
+
+    def _private_clients(self) -> ClientPrivacy:
         config = self.config
         if self.privacy_refused is not None:
             raise ConfigError(f"method.privacy: {self.privacy_refused}")
@@ -133,29 +154,29 @@ class Extras(Rounds):
     def evaluate(self, split: SplitName) -> Metrics:
         """The network on the whole split and over the clients; with privacy, ε of the rounds so far."""
         found = super().evaluate(split)
-        return {**found, "epsilon": self.privacy.epsilon()} if found and self.privacy is not None else found
+        return {**found, "epsilon": self.spending.epsilon()} if found and self.spending is not None else found
 
     def summary(self, records: Sequence[Record]) -> Metrics:
         """Rounds to each target; with privacy, ε and δ of the whole run."""
         found = super().summary(records)
-        if self.privacy is None:
+        if self.spending is None:
             return found
-        return {**found, "epsilon": self.privacy.epsilon(), "delta": self.privacy.delta}
+        return {**found, "epsilon": self.spending.epsilon(), "delta": self.spending.delta}
 
     def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
         """Partition, curves and spread; with privacy, the statement of what is promised."""
         found = super().artifacts(records)
-        return found if self.privacy is None else {**found, "privacy": Json(self.privacy.to_dict())}
+        return found if self.spending is None else {**found, "privacy": Json(self.spending.to_dict())}
 
     def extra_state(self) -> dict[str, Any]:
         """What the next round depends on."""
         return {
             "channel": self.channel.state_dict(),
-            **({} if self.privacy is None else {"privacy": self.privacy.state_dict()}),
+            **({} if self.spending is None else {"privacy": self.spending.state_dict()}),
         }
 
     def load_extra_state(self, state: Mapping[str, Any]) -> None:
         """Restore it."""
         self.channel.load_state_dict(state["channel"])
-        if self.privacy is not None:
-            self.privacy.load_state_dict(state["privacy"])
+        if self.spending is not None:
+            self.spending.load_state_dict(state["privacy"])

@@ -29,6 +29,7 @@ class LocalOnly(Federated):
 
     settings: ClassVar[type] = Settings
     privacy_refused = "nothing is sent that could be hidden; use kind=none"
+    sends = False
 
     def setup(self, context: Context) -> None:
         """Everything is the clients' own."""
