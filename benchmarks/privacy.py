@@ -1,6 +1,6 @@
 """A step of differentially private training (DP-SGD): ours against Opacus and against example by example.
 
-    python benchmarks/privacy.py              beside Opacus, where installed: pip install "advml[bench_privacy]"
+    python benchmarks/privacy.py              beside Opacus, where installed: pip install "advml[bench-privacy]"
 
 Settings: the perceptron of study/private_mnist (784-64-10), the 2NN of McMahan et al. 2017 (784-200-200-10), a network
 of two convolutions (5×5, 32 and 64 channels, 512 hidden units), and Conv-4 with group norm (64 channels). A step is:
