@@ -15,6 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from advml.artifacts import Artifact
+from advml.spec import Classes as Classes
+from advml.spec import Nothing as Nothing
+from advml.spec import Real as Real
+from advml.spec import Spec as Spec
+from advml.spec import Stream as Stream
+from advml.spec import Target as Target
+from advml.spec import Tokens as Tokens
 
 # --- where a run stands -------------------------------------------------------------------------------------------
 
@@ -72,79 +79,6 @@ class Objective:
 
 
 # --- what data looks like -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Classes:
-    """One of `count` classes: int64 targets [N], networks give `count` logits."""
-
-    count: int
-
-
-@dataclass(frozen=True)
-class Real:
-    """Real numbers: floating targets [N, *shape], networks give the same shape."""
-
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A sequence of tokens out of a vocabulary of `count`."""
-
-    count: int
-
-
-@dataclass(frozen=True)
-class Nothing:
-    """No target, or no data at all."""
-
-
-Target = Classes | Real | Tokens | Nothing
-
-
-@dataclass(frozen=True)
-class Spec:
-    """The shape of a problem: named inputs without the batch axis, and the target. Known without reading a file.
-
-    `tokens`: input → size of its vocabulary, where inputs are whole numbers that stand for characters or words.
-    Not compared: `groups`, name → number of classes that follow each other (parts of a series, alphabets);
-    `class_splits`, train, valid, test → its classes, where the source fixes it; `drawn`: no examples.
-    """
-
-    inputs: Mapping[str, tuple[int, ...]]
-    target: Target
-    groups: Mapping[str, int] = field(default_factory=dict, compare=False)
-    class_splits: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False)
-    drawn: bool = field(default=False, compare=False)
-    tokens: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def outputs(self) -> int:
-        """How many numbers a network gives for one example."""
-        match self.target:
-            case Classes(count) | Tokens(count):
-                return count
-            case Real(shape):
-                return int(torch.Size(shape).numel())
-            case Nothing():
-                return 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, for files; `from_dict` is its inverse."""
-        kind = type(self.target).__name__
-        detail = list(self.target.shape) if isinstance(self.target, Real) else getattr(self.target, "count", None)
-        plain = {"inputs": {name: list(shape) for name, shape in self.inputs.items()}, "target": [kind, detail]}
-        return plain | ({"tokens": dict(self.tokens)} if self.tokens else {})
-
-    @staticmethod
-    def from_dict(plain: Mapping[str, Any]) -> Spec:
-        """The Spec that `to_dict` wrote."""
-        kind, detail = plain["target"]
-        counted: dict[str, type[Classes | Tokens]] = {"Classes": Classes, "Tokens": Tokens}
-        target = Nothing() if detail is None else Real(tuple(detail)) if kind == "Real" else counted[kind](detail)
-        inputs, tokens = plain["inputs"], plain.get("tokens", {})
-        return Spec({name: tuple(shape) for name, shape in inputs.items()}, target, tokens=tokens)
 
 
 class Prepare(Protocol):
