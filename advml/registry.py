@@ -100,6 +100,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "stream": "advml.data.stream:Stream",
         "episodes": "advml.data.episodes:Episodes",
         "clients": "advml.data.clients:Clients",
+        "modalities": "advml.data.modalities:Modalities",
         "table": "advml.data.nasbench201:Table",
     },
     "model": {
