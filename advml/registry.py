@@ -116,6 +116,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "enas_micro": "advml.models.supernets:EnasMicroNet",
         "genotype": "advml.models.genotype:GenotypeNet",
         "nasbench201": "advml.models.genotype:NasBench201Net",
+        "late_fusion": "advml.models.late_fusion:LateFusion",
+        "cross_attention": "advml.models.cross_attention:CrossAttention",
         "run": "advml.models.run:FromRun",
     },
 }
