@@ -40,13 +40,19 @@ class FusionNetwork(Network):
     @classmethod
     def check(cls, spec: Spec, settings: Any) -> str | None:
         """Serves as many modalities as its kind of fusion joins, and any target but none."""
+        reason = cls.check_streams(spec)
+        return reason or ("a data set with a target" if isinstance(spec.target, Nothing) else None)
+
+    @classmethod
+    def check_streams(cls, spec: Spec) -> str | None:
+        """The part of `check` that asks for the inputs only."""
         streams = streams_of(spec)
         if not streams:
             return "images [channels, height, width], frames [length, features] or tokens [length]"
         if not cls.fewest <= len(streams) <= (cls.most or len(streams)):
             count = f"{cls.fewest}" if cls.fewest == cls.most else f"at least {cls.fewest}"
             return f"{count} modalities (view=modalities, a data set that has them, and view.use=null)"
-        return "a data set with a target" if isinstance(spec.target, Nothing) else None
+        return None
 
     def __init__(self, spec: Spec, settings: TowerSettings, depth: int | None = None) -> None:
         """`depth`: of the encoders, where the settings' is another part's."""
