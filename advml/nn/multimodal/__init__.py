@@ -1,1 +1,1 @@
-"""Mathematics of networks that read several modalities: blocks, losses, modulation, products of experts."""
+"""Mathematics of learning from several modalities: blocks, encoders, losses, modulation."""
