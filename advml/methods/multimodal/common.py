@@ -9,7 +9,7 @@ from torch import Tensor
 
 from advml.artifacts import Artifact
 from advml.config import PositiveInt, settings
-from advml.contracts import Batch, Classes, Context, Metrics, Network, Real, Record, SplitName
+from advml.contracts import Batch, Classes, Context, Metrics, Network, Real, Record, Split, SplitName
 from advml.data.modalities import AS_IS
 from advml.errors import ConfigError
 from advml.methods.multimodal.pictures import bars
@@ -41,10 +41,10 @@ def loss_of(context: Context) -> Loss:
         raise ConfigError(f"method.{error}") from None
 
 
-def shuffled(context: Context, start: int, stop: int) -> Iterator[Batch]:
-    """The batches of updates `start` to `stop`."""
-    train, size = context.data.train, context.settings.batch_size
-    return batches_of(train, minibatches(len(train), size, start, stop, lambda epoch: context.rng("shuffle", epoch)))
+def shuffled(context: Context, split: Split, start: int, stop: int) -> Iterator[Batch]:
+    """The training batches of updates `start` to `stop`."""
+    size = context.settings.batch_size
+    return batches_of(split, minibatches(len(split), size, start, stop, lambda epoch: context.rng("shuffle", epoch)))
 
 
 class Waiting:

@@ -30,7 +30,7 @@ from advml.contracts import (
 )
 from advml.errors import ConfigError
 from advml.methods.multimodal.common import Waiting, check_patience, shuffled
-from advml.methods.multimodal.retrieval import keys_of, retrieval_grid, retrieval_metrics
+from advml.methods.multimodal.retrieval import complete, keys_of, retrieval_grid, retrieval_metrics
 from advml.nn.evaluation import BATCH, evaluating
 from advml.nn.losses import at_least_float32
 from advml.nn.metrics import accuracy
@@ -88,18 +88,22 @@ class Contrastive(Method):
         self.network = context.build()
         if not hasattr(self.network, "embed"):
             raise ConfigError("model: embeds no modality by itself; use model=clip")
-        self.scale: nn.Parameter = self.network.log_scale
+        self.scale = self.network.get_parameter("log_scale")
         if self.config.scale is not None:
             with torch.no_grad():
                 self.scale.fill_(self.config.scale).log_()
         self._clamp()
+        for part in (self.network.head, getattr(self.network, "missing", None)):
+            if part is not None:  # no part in the loss: as they were drawn, for whoever trains the network further
+                part.requires_grad_(False)
         bias = self.config.bias if self.config.contrast == "sigmoid" else None
         self.pairs = Pairs(self.network, self.names, bias).to(context.device, context.dtype)
         own = [self.scale, *([] if self.pairs.bias is None else [self.pairs.bias])]
-        others = [one for one in self.network.parameters() if one is not self.scale]
+        others = [one for one in self.network.parameters() if one.requires_grad and one is not self.scale]
         self.optimiser = make_optimiser(others, self.config)
         self.of_loss = make_optimiser(own, replace(self.config, weight_decay=0.0))
-        self.updates_per_epoch = -(-len(self.data.train) // self.config.batch_size)
+        self.training = complete(self.data.train, self.data.spec)
+        self.updates_per_epoch = -(-len(self.training) // self.config.batch_size)
         self.waiting = Waiting(self.config.patience)
 
     def phases(self) -> Sequence[Phase]:
@@ -113,7 +117,7 @@ class Contrastive(Method):
         self.of_loss.zero_grad()
         loss = train(
             self.pairs,
-            shuffled(self.context, start, stop),
+            shuffled(self.context, self.training, start, stop),
             self._loss,
             self.optimiser,
             settings=self.config,
@@ -218,7 +222,6 @@ class Contrastive(Method):
             return {}
         asked = self._asked("test")
         scores, positives = self._scores("test")
-        meaning = asked.target.tolist()
-        words = lambda place: f"meaning {meaning[place]}"  # noqa: E731
+        words = [f"meaning {number}" for number in asked.target.tolist()]
         drawn = retrieval_grid(scores, positives, asked, self.data.spec, self.config.pictures, words)
         return {"retrieval": drawn}

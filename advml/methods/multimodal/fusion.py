@@ -24,6 +24,7 @@ from advml.contracts import (
     Phase,
     Real,
     Record,
+    Split,
     SplitName,
     Step,
 )
@@ -40,9 +41,12 @@ from advml.methods.multimodal.common import (
     shuffled,
     watched,
 )
+from advml.methods.multimodal.heads import Alone, Blind, with_heads
 from advml.methods.multimodal.pictures import Seen, as_cpu, attention_picture, confusion
+from advml.methods.multimodal.retrieval import pair_scores, retrieval_grid, retrieval_metrics
 from advml.models.fusion import FusionNetwork
 from advml.nn.evaluation import evaluating, measure, predict
+from advml.nn.multimodal.losses import same_meaning
 from advml.nn.multimodal.modulation import coefficients, confidence, modulate
 from advml.nn.multimodal.presence import draw_gone, without
 from advml.nn.optimisers import make_optimiser
@@ -67,36 +71,8 @@ class Settings(EpochSettings):
     unimodal_weight: CountFloat
     modality_dropout: Probability | Mapping[str, Probability]
     modulation: ModulationSettings
+    gallery: CountInt
     pictures: CountInt
-
-
-class WithHeads(Network):
-    """A fusion network that gives, beside its own outputs, those of each modality's head, in one pass.
-
-    Outputs [B, (1 + M) · C]: the network's own, then each head's. The parameters are the network's.
-    """
-
-    def __init__(self, network: FusionNetwork) -> None:
-        super().__init__()
-        self.network, self.head = network, torch.nn.Identity()
-
-    def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """See the class."""
-        encoded = self.network.encode(inputs)
-        outputs = self.network.head(self.network.fuse(encoded, inputs))
-        return torch.cat([outputs, *self.network.unimodal(encoded).values()], 1)
-
-
-class Alone(Network):
-    """One modality's head of a fusion network, as a network of its own."""
-
-    def __init__(self, network: FusionNetwork, name: str) -> None:
-        super().__init__()
-        self.network, self.name, self.head = network, name, torch.nn.Identity()
-
-    def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """That head's outputs [B, C]."""
-        return self.network.unimodal(self.network.encode(inputs))[self.name]
 
 
 class Fusion(Method):
@@ -156,6 +132,8 @@ class Fusion(Method):
             raise ConfigError(
                 "model.unimodal_heads: nothing trains them; set method.unimodal_weight above 0, or use false"
             )
+        if config.gallery and (len(self.data.spec.streams) != 2 or self.data.spec.target != Classes(2)):
+            raise ConfigError("method.gallery: needs two modalities and two classes, the second a match; use 0")
         if kind != "none" and not isinstance(self.data.spec.target, Classes):
             raise ConfigError("method.modulation.kind: compares probabilities of classes; use none")
 
@@ -184,7 +162,7 @@ class Fusion(Method):
 
     def _batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Training batches; examples lack what modality dropout took."""
-        for update, batch in enumerate(shuffled(self.context, start, stop), start):
+        for update, batch in enumerate(shuffled(self.context, self.data.train, start, stop), start):
             yield batch._replace(inputs=self._thinned(batch, update))
 
     def _thinned(self, batch: Batch, update: int) -> Mapping[str, Tensor]:
@@ -233,7 +211,18 @@ class Fusion(Method):
                 alone = Alone(self.heads.network, name)
                 own = measure(alone, self.data.split(split), autocast=self.context.autocast)
                 found[f"{main}/{name}_head"] = own[main]
+        if found and self.config.gallery and split != "train":
+            _, scores, positives = self._gallery(split)
+            found |= retrieval_metrics(scores, positives, tuple(self.data.spec.streams))
         return found
+
+    def _gallery(self, split: SplitName) -> tuple[Split, Tensor, Tensor]:
+        """Matching examples, the score of each pair of them, and which pairs mean the same (by their groups)."""
+        part: Split = self.data.split(split)
+        part = part.take((part.target == 1).nonzero().flatten()[: self.config.gallery])
+        meaning = torch.arange(len(part), device=part.device) if part.group is None else part.group
+        scores = pair_scores(self.tested, part, self.data.spec, self.context.autocast)
+        return part, scores, same_meaning(meaning, meaning)
 
     @property
     def tested(self) -> Network:
@@ -270,6 +259,11 @@ class Fusion(Method):
             return made
         predicted = predict(self.tested, test, autocast=self.context.autocast).argmax(1)
         made["confusion_matrix"] = confusion(predicted, test.target, target.count)
+        if self.config.gallery and self.config.pictures:
+            part, scores, positives = self._gallery("test")
+            meaning = torch.arange(len(part)) if part.group is None else as_cpu(part.group)
+            words = [f"meaning {number}" for number in meaning.tolist()]
+            made["retrieval"] = retrieval_grid(scores, positives, part, self.data.spec, self.config.pictures, words)
         return {**made, **self._attention(predicted)}
 
     def _attention(self, predicted: Tensor) -> Mapping[str, Artifact]:
@@ -291,27 +285,3 @@ class Fusion(Method):
             for place in range(count)
         ]
         return {"attention": attention_picture(examples, maps, "Where each modality looks in the other")}
-
-
-class Blind(Network):
-    """A network that some modalities are kept from."""
-
-    def __init__(self, network: Network, streams: Mapping[str, Any], names: Sequence[str]) -> None:
-        super().__init__()
-        self.network, self.streams, self.names, self.head = network, streams, names, torch.nn.Identity()
-
-    def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The network's outputs, [B, C]."""
-        rows = next(iter(inputs.values()))
-        gone = {name: torch.ones(len(rows), dtype=torch.bool, device=rows.device) for name in self.names}
-        outputs: Tensor = self.network(without(inputs, self.streams, gone))
-        return outputs
-
-
-def with_heads(network: Network, data: Any) -> WithHeads | None:
-    """The network with a head for each of several modalities; None if it has none. One example tells."""
-    if not isinstance(network, FusionNetwork) or len(data.spec.streams) < 2 or not len(data.train):
-        return None
-    with evaluating(network):
-        found = network.unimodal(network.encode(data.train.batch(slice(0, 1)).inputs))
-    return WithHeads(network) if found else None

@@ -77,7 +77,7 @@ class ProductOfExperts(Method):
         experts = {name: self._built(name, part) for name, part in each.items()}
         self.network = Experts(spec, experts).to(context.device, context.dtype)
         classes = spec.outputs
-        self.network.prior.copy_(log_prior(self.data.train.target, classes, self.config.prior_smoothing))
+        self.network.get_buffer("prior").copy_(log_prior(self.data.train.target, classes, self.config.prior_smoothing))
         self.training = {name: self._own(name, self.data.train, only_present=True) for name in experts}
         self.optimisers = {name: make_optimiser(expert.parameters(), self.config) for name, expert in experts.items()}
         self.waiting = {name: Waiting(self.config.patience) for name in experts}
@@ -105,7 +105,8 @@ class ProductOfExperts(Method):
         present, part = self.network.present[name], self.network.parts[name]
         if only_present and present is not None and not bool(split.inputs[present].all()):
             split = split.take(split.inputs[present].nonzero().flatten())
-        inputs, prepare = ({one: of[one] for one in part.inputs if one in of} for of in (split.inputs, split.prepare))
+        inputs = {one: split.inputs[one] for one in part.inputs}
+        prepare = {one: steps for one, steps in split.prepare.items() if one in inputs}
         return replace(split, inputs=inputs, prepare=prepare, streams=part.streams)
 
     def phases(self) -> Sequence[Phase]:

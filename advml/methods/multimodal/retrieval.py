@@ -25,6 +25,14 @@ def keys_of(spec: Spec, name: str) -> tuple[str, ...]:
     return tuple(key for key in (name, stream.mask, stream.present) if key is not None)
 
 
+def complete(split: Split, spec: Spec) -> Split:
+    """The examples that have every modality."""
+    present = [split.inputs[stream.present] for stream in spec.streams.values() if stream.present is not None]
+    if not present or bool(torch.stack(present).all()):
+        return split
+    return split.take(torch.stack(present).all(0).nonzero().flatten())
+
+
 def retrieval_metrics(scores: Tensor, positives: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
     """Recall and median rank in both directions, and the mean of both: recall_at_1/image_to_text, …, recall_at_1.
 
@@ -69,18 +77,18 @@ def pair_scores(
 
 
 def retrieval_grid(
-    scores: Tensor, positives: Tensor, split: Split, spec: Spec, queries: int, words: Callable[[int], str]
+    scores: Tensor, positives: Tensor, split: Split, spec: Spec, queries: int, words: Sequence[str]
 ) -> Drawing:
     """The first examples of the second modality ask, the first modality answers, best first."""
     one, other = spec.streams
     inputs = {name: as_cpu(values) for name, values in split.batch(slice(None)).inputs.items()}
     count = min(queries, len(split))
-    ranked = as_cpu(scores.T[:count]).argsort(1, descending=True, stable=True)[:, :SHOWN].tolist()
+    ranked = as_cpu(scores.T[:count]).argsort(dim=1, descending=True, stable=True)[:, :SHOWN].tolist()
     good = as_cpu(positives.T).tolist()
 
     def seen(name: str, place: int) -> Seen:
         values: Mapping[str, Tensor] = {name: inputs[name][place]}
-        return Seen(values, words(place))
+        return Seen(values, words[place])
 
     return retrieval_picture(
         [seen(other, place) for place in range(count)],
