@@ -223,5 +223,5 @@ class Contrastive(Method):
         asked = self._asked("test")
         scores, positives = self._scores("test")
         words = [f"meaning {number}" for number in asked.target.tolist()]
-        drawn = retrieval_grid(scores, positives, asked, self.data.spec, self.config.pictures, words)
+        drawn = retrieval_grid(self.data, asked, scores, positives, self.config.pictures, words)
         return {"retrieval": drawn}

@@ -42,7 +42,7 @@ from advml.methods.multimodal.common import (
     watched,
 )
 from advml.methods.multimodal.heads import Alone, Blind, with_heads
-from advml.methods.multimodal.pictures import Seen, as_cpu, attention_picture, confusion
+from advml.methods.multimodal.pictures import as_cpu, attention_picture, confusion, seen
 from advml.methods.multimodal.retrieval import pair_scores, retrieval_grid, retrieval_metrics
 from advml.models.fusion import FusionNetwork
 from advml.nn.evaluation import evaluating, measure, predict
@@ -263,7 +263,7 @@ class Fusion(Method):
             part, scores, positives = self._gallery("test")
             meaning = torch.arange(len(part)) if part.group is None else as_cpu(part.group)
             words = [f"meaning {number}" for number in meaning.tolist()]
-            made["retrieval"] = retrieval_grid(scores, positives, part, self.data.spec, self.config.pictures, words)
+            made["retrieval"] = retrieval_grid(self.data, part, scores, positives, self.config.pictures, words)
         return {**made, **self._attention(predicted)}
 
     def _attention(self, predicted: Tensor) -> Mapping[str, Artifact]:
@@ -273,15 +273,19 @@ class Fusion(Method):
             return {}
         inputs = self.data.test.batch(slice(0, count)).inputs
         with evaluating(self.network):
-            maps = {name: as_cpu(weights).mean(1) for name, weights in self.network.attention(inputs).items()}
-        if not maps:
+            found = self.network.attention(inputs)
+            real = {name: one.mask for name, one in self.network.encode(inputs).items()} if found else {}
+        if not found:
             return {}
+        maps = {}
+        for name, weights in found.items():
+            query, _, key = name.partition("→")
+            mean = as_cpu(weights).mean(1)
+            for mask, axis in ((real[query], 2), (real[key], 1)):
+                mean = mean if mask is None else mean.masked_fill(~as_cpu(mask).unsqueeze(axis), torch.nan)
+            maps[name] = mean
         truth, said = as_cpu(self.data.test.target[:count]).tolist(), as_cpu(predicted[:count]).tolist()
         examples = [
-            Seen(
-                {name: as_cpu(inputs[name][place]) for name in self.data.spec.streams},
-                f"true {truth[place]}, said {said[place]}",
-            )
-            for place in range(count)
+            seen(self.data, self.data.test, place, f"true {truth[place]}, said {said[place]}") for place in range(count)
         ]
         return {"attention": attention_picture(examples, maps, "Where each modality looks in the other")}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from textwrap import fill
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from advml.artifacts import Drawing, Heatmap
+from advml.contracts import Split
 from advml.nn.metrics import confusion_matrix
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")  # Okabe and Ito
@@ -60,67 +62,93 @@ def _colour_of(name: str) -> str:
 
 @dataclass(frozen=True)
 class Seen:
-    """An example in a picture: its inputs [name → values without the batch axis] and, in words, what it is."""
+    """An example in a picture: inputs [name → stored values], what its words are, and what it is called."""
 
     inputs: Mapping[str, Tensor]
-    words: str
+    spoken: Mapping[str, Sequence[str]]
+    title: str
 
 
-def shown(axes: Any, values: Tensor) -> None:
-    """An input drawn: images [C, H, W], frames [T, mels] with time to the right, tokens as their numbers."""
+def seen(data: Any, split: Split, place: int, title: str, names: Sequence[str] | None = None) -> Seen:
+    """Example `place` of a split of a modalities view: all its modalities, or those named."""
+    inputs, spoken = {}, {}
+    for name, stream in data.spec.streams.items():
+        if names is not None and name not in names:
+            continue
+        values = as_cpu(split.inputs[name][place])
+        real = None if stream.mask is None else as_cpu(split.inputs[stream.mask][place])
+        if name in data.spec.tokens:
+            known: Sequence[str] = data.describe().get("vocabulary", ())
+            numbers = (values if real is None else values[real]).tolist()
+            spoken[name] = [known[number] if number < len(known) else str(number) for number in numbers]
+        inputs[name] = values if real is None or name in data.spec.tokens else values[real]
+    return Seen(inputs, spoken, title)
+
+
+def shown(axes: Any, example: Seen, name: str) -> None:
+    """An input drawn: images [C, H, W], frames [T, mels] with time to the right, tokens as words."""
     axes.set_xticks([])
     axes.set_yticks([])
-    if values.dim() == 3:
+    values = example.inputs[name]
+    if name in example.spoken:
+        words = fill(" ".join(example.spoken[name]), 16)
+        axes.text(0.5, 0.5, words, ha="center", va="center", fontsize=8, transform=axes.transAxes)
+    elif values.dim() == 3:
         picture = values.double().movedim(0, -1)
-        low, high = picture.amin(), picture.amax()
-        picture = (picture - low) / (high - low).clamp(min=1e-9)
+        picture = (picture - picture.amin()) / (picture.amax() - picture.amin()).clamp(min=1e-9)
         if picture.shape[-1] not in (3, 4):
             picture = picture[..., :1].expand(*picture.shape[:2], 3)
         axes.imshow(picture.numpy())
-    elif values.dim() == 2:
-        axes.imshow(values.double().T.numpy(), aspect="auto", origin="lower", cmap="cividis")
     else:
-        words = " ".join(str(int(value)) for value in values)
-        axes.text(0.5, 0.5, words, ha="center", va="center", fontsize=7, wrap=True)
+        axes.imshow(values.double().reshape(len(values), -1).T.numpy(), aspect="auto", origin="lower", cmap="cividis")
 
 
 def attention_picture(examples: Sequence[Seen], maps: Mapping[str, Tensor], title: str) -> Drawing:
     """Where tokens of one modality look in another: maps "image→audio" → [examples, Tq, Tk], heads averaged.
 
-    One row an example: its inputs, then a matrix a direction, queries down and keys across; rows sum to 1.
+    One row an example: its inputs, then a matrix a direction, queries down and keys across; rows sum to 1. Place 0 is
+    the modality's own token; what is padding is NaN and stays grey.
     """
     lines = []
     for number, example in enumerate(examples):
-        lines.append(f"example {number}: {example.words}")
+        lines.append(f"example {number}: {example.title}")
+        lines += [f"  {name}: {' '.join(words)}" for name, words in example.spoken.items()]
         for name, weights in maps.items():
-            rows = [" ".join(f"{value:.3f}" for value in row) for row in weights[number].tolist()]
-            lines += [f"  {name}", *(f"    {row}" for row in rows)]
+            lines.append(f"  {name}")
+            for row in weights[number].tolist():
+                lines.append("    " + " ".join("-" if value != value else f"{value:.3f}" for value in row))
 
     def figure() -> Any:
         from matplotlib.figure import Figure
 
-        inputs = [name for name, values in examples[0].inputs.items() if values.dim() >= 1]
-        columns = len(inputs) + len(maps)
-        made = Figure(figsize=(2.3 * columns, 2.1 * len(examples) + 0.6), layout="constrained")
-        places = made.subplots(len(examples), columns, squeeze=False)
+        inputs = list(examples[0].inputs)
+        made = Figure(figsize=(2.4 * (len(inputs) + len(maps)), 2.3 * len(examples) + 0.6), layout="constrained")
+        places = made.subplots(len(examples), len(inputs) + len(maps), squeeze=False)
         for row, example in enumerate(examples):
-            for column, name in enumerate(inputs):
-                shown(places[row][column], example.inputs[name])
-                if row == 0:
-                    places[row][column].set_title(name, fontsize=9)
-            places[row][0].set_ylabel(example.words, fontsize=8)
-            for column, (name, weights) in enumerate(maps.items(), len(inputs)):
-                axes = places[row][column]
+            for axes, name in zip(places[row], inputs, strict=False):
+                shown(axes, example, name)
+                axes.set_title(name if row == 0 else "", fontsize=9)
+            places[row][0].set_ylabel(example.title, fontsize=8)
+            for axes, (name, weights) in zip(places[row][len(inputs) :], maps.items(), strict=True):
+                axes.set_facecolor("#cccccc")
                 axes.imshow(weights[row].double().numpy(), aspect="auto", cmap="cividis", vmin=0)
-                if row == 0:
-                    axes.set_title(name, fontsize=9)
+                axes.set_title(name if row == 0 else "", fontsize=9)
                 query, _, key = name.partition("→")
                 axes.set_ylabel(query, fontsize=8)
                 axes.set_xlabel(key, fontsize=8)
+                _words_on(axes.xaxis, example.spoken.get(key), weights.shape[2], 90)
+                _words_on(axes.yaxis, example.spoken.get(query), weights.shape[1], 0)
         made.suptitle(title, fontsize=10)
         return made
 
     return Drawing("\n".join(lines), figure)
+
+
+def _words_on(axis: Any, words: Sequence[str] | None, places: int, turn: int) -> None:
+    """Name the places of an axis by words, where there is a word a place after the modality's own token."""
+    axis.set_tick_params(labelsize=6)
+    if words is not None and len(words) < places:
+        axis.set_ticks(range(len(words) + 1), ["·", *words], rotation=turn)
 
 
 def retrieval_picture(
@@ -129,8 +157,8 @@ def retrieval_picture(
     """One row a query: the query itself, then what was found, best first, framed by whether it means the same."""
     lines = []
     for query, row, good in zip(queries, found, right, strict=True):
-        lines.append(f"query: {query.words}")
-        lines += [f"  {'+' if yes else '-'} {one.words}" for one, yes in zip(row, good, strict=True)]
+        lines.append(f"query: {_named(query)}")
+        lines += [f"  {'+' if yes else '-'} {_named(one)}" for one, yes in zip(row, good, strict=True)]
 
     def figure() -> Any:
         from matplotlib.figure import Figure
@@ -142,9 +170,8 @@ def retrieval_picture(
             cells = [(query, None), *zip(found[row], right[row], strict=True)]
             for column, (one, yes) in enumerate(cells):
                 axes = places[row][column]
-                (values,) = one.inputs.values()
-                shown(axes, values)
-                axes.set_xlabel(one.words, fontsize=6)
+                shown(axes, one, next(iter(one.inputs)))
+                axes.set_xlabel(one.title, fontsize=6)
                 for spine in axes.spines.values():
                     spine.set(visible=True, color="black" if yes is None else RIGHT if yes else WRONG, linewidth=2.5)
             for axes in places[row][len(cells) :]:
@@ -154,6 +181,11 @@ def retrieval_picture(
         return made
 
     return Drawing("\n".join(lines), figure)
+
+
+def _named(example: Seen) -> str:
+    """What an example is called, and its words."""
+    return " | ".join([example.title, *(" ".join(words) for words in example.spoken.values())])
 
 
 def as_cpu(values: Tensor) -> Tensor:

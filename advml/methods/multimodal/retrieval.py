@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advml.artifacts import Drawing
 from advml.contracts import Network, Spec, Split
-from advml.methods.multimodal.pictures import Seen, as_cpu, retrieval_picture
+from advml.methods.multimodal.pictures import as_cpu, retrieval_picture, seen
 from advml.nn.evaluation import BATCH, evaluating
 from advml.nn.multimodal.losses import median_rank, recall_at
 
@@ -77,22 +77,16 @@ def pair_scores(
 
 
 def retrieval_grid(
-    scores: Tensor, positives: Tensor, split: Split, spec: Spec, queries: int, words: Sequence[str]
+    data: Any, split: Split, scores: Tensor, positives: Tensor, queries: int, words: Sequence[str]
 ) -> Drawing:
-    """The first examples of the second modality ask, the first modality answers, best first."""
-    one, other = spec.streams
-    inputs = {name: as_cpu(values) for name, values in split.batch(slice(None)).inputs.items()}
+    """The first examples' second modality asks, the first modality answers, best first. `data`: the view."""
+    one, other = data.spec.streams
     count = min(queries, len(split))
     ranked = as_cpu(scores.T[:count]).argsort(dim=1, descending=True, stable=True)[:, :SHOWN].tolist()
     good = as_cpu(positives.T).tolist()
-
-    def seen(name: str, place: int) -> Seen:
-        values: Mapping[str, Tensor] = {name: inputs[name][place]}
-        return Seen(values, words[place])
-
     return retrieval_picture(
-        [seen(other, place) for place in range(count)],
-        [[seen(one, place) for place in row] for row in ranked],
+        [seen(data, split, place, words[place], [other]) for place in range(count)],
+        [[seen(data, split, place, words[place], [one]) for place in row] for row in ranked],
         [[good[query][place] for place in row] for query, row in enumerate(ranked)],
         f"{other} asks, {one} answers: best first",
     )
