@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -141,20 +141,20 @@ class Split:
             ready[name] = values
         return ready
 
-    def take(self, index: Tensor) -> Split:
+    def take(self, index: Tensor) -> Self:
         """A new split of the examples at `index`, in that order."""
         index = index.to(self.device)
         group = None if self.group is None else self.group[index]
         inputs = {name: values[index] for name, values in self.inputs.items()}
         return replace(self, inputs=inputs, target=self.target[index], group=group)
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Split:
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """Move to a device; floating targets and the constants of `prepare` take `dtype`, stored inputs keep theirs."""
         target = self.target.to(device, dtype if self.target.is_floating_point() else None)
         group = None if self.group is None else self.group.to(device)
         inputs = {name: values.to(device) for name, values in self.inputs.items()}
         prepare = {name: tuple(step.to(device, dtype) for step in steps) for name, steps in self.prepare.items()}
-        return Split(inputs, target, group, prepare)
+        return replace(self, inputs=inputs, target=target, group=group, prepare=prepare)
 
 
 def _rows(values: Tensor, index: Tensor | slice) -> Tensor:

@@ -91,6 +91,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "sinusoid": "advml.data.families:Sinusoid",
         "harmonics": "advml.data.families:Harmonics",
         "linear_tasks": "advml.data.families:LinearTasks",
+        "shapes_captions": "advml.data.shapes_captions:ShapesCaptions",
         "shakespeare": "advml.data.shakespeare:Shakespeare",
         "leaf": "advml.data.leaf:Leaf",
         "nasbench201_table": "advml.data.nasbench201:NasBench201Table",
@@ -100,6 +101,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "stream": "advml.data.stream:Stream",
         "episodes": "advml.data.episodes:Episodes",
         "clients": "advml.data.clients:Clients",
+        "modalities": "advml.data.modalities:Modalities",
         "table": "advml.data.nasbench201:Table",
     },
     "model": {

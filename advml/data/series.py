@@ -53,7 +53,7 @@ class Series:
                     f"dataset.parts: all need inputs of one shape, but {first} has {_shown(one)} and {name} "
                     f"{_shown(other)}"
                 )
-        return Spec(one.inputs, Classes(sum(groups.values())), groups, tokens=one.tokens)
+        return Spec(one.inputs, Classes(sum(groups.values())), groups, tokens=one.tokens, streams=one.streams)
 
     def load(self, source: Source) -> Loaded:
         """Each part limited and, where it has no official test split, divided as it would be alone."""
