@@ -120,6 +120,12 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "enas_micro": "advml.models.supernets:EnasMicroNet",
         "genotype": "advml.models.genotype:GenotypeNet",
         "nasbench201": "advml.models.genotype:NasBench201Net",
+        "late_fusion": "advml.models.late_fusion:LateFusion",
+        "cross_attention": "advml.models.cross_attention:CrossAttention",
+        "early_fusion": "advml.models.early_fusion:EarlyFusion",
+        "bottleneck": "advml.models.bottleneck:Bottleneck",
+        "vision_language": "advml.models.vision_language:VisionLanguage",
+        "clip": "advml.models.clip:Clip",
         "run": "advml.models.run:FromRun",
     },
 }
