@@ -94,6 +94,8 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "sinusoid": "advml.data.families:Sinusoid",
         "harmonics": "advml.data.families:Harmonics",
         "linear_tasks": "advml.data.families:LinearTasks",
+        "av_digits": "advml.data.av_digits:AvDigits",
+        "fsdd": "advml.data.fsdd:Fsdd",
         "shapes_captions": "advml.data.shapes_captions:ShapesCaptions",
         "shakespeare": "advml.data.shakespeare:Shakespeare",
         "leaf": "advml.data.leaf:Leaf",
