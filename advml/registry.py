@@ -71,6 +71,9 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "reinforce": "advml.methods.nas.searches:ReinforceSearch",
         "local_search": "advml.methods.nas.searches:HillClimbing",
         "bayes_opt": "advml.methods.nas.searches:BayesianOptimisation",
+        "fusion": "advml.methods.multimodal.fusion:Fusion",
+        "product_of_experts": "advml.methods.multimodal.product_of_experts:ProductOfExperts",
+        "contrastive": "advml.methods.multimodal.contrastive:Contrastive",
     },
     "dataset": {
         "none": "advml.data.none:NoData",
