@@ -96,6 +96,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "linear_tasks": "advml.data.families:LinearTasks",
         "av_digits": "advml.data.av_digits:AvDigits",
         "fsdd": "advml.data.fsdd:Fsdd",
+        "image_text": "advml.data.image_text:ImageText",
         "shapes_captions": "advml.data.shapes_captions:ShapesCaptions",
         "shakespeare": "advml.data.shakespeare:Shakespeare",
         "leaf": "advml.data.leaf:Leaf",

@@ -83,8 +83,9 @@ def in_turn(wanted: Tensor, kinds: Tensor, generator: torch.Generator, again: bo
     for kind in wanted.unique().tolist():
         places, items = (wanted == kind).nonzero().flatten(), (kinds == kind).nonzero().flatten()
         if not len(items) or (len(places) > len(items) and not again):
+            cure = "use fewer pairs" if len(items) else "use a larger dataset.valid"
             there = f"there are {len(items):,}"
-            raise ConfigError(f"dataset: {len(places):,} pairs want a digit {kind}, and {there}; use fewer pairs")
+            raise ConfigError(f"dataset: {len(places):,} pairs want a digit {kind}, and {there}; {cure}")
         rounds = [items[torch.randperm(len(items), generator=generator)] for _ in range(-(-len(places) // len(items)))]
         chosen[places] = torch.cat(rounds)[: len(places)]
     return chosen
