@@ -15,7 +15,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from advml.config import CountFloat, Fraction, settings
+from advml.config import CountFloat, CountInt, Fraction, settings
 from advml.contracts import Prepare, Rng, Spec, Split, Stream
 from advml.data.prepare import Affine
 from advml.data.source import Splits
@@ -29,7 +29,7 @@ AS_IS = "as_is"
 class ModalitiesSettings:
     """Which modalities, how many training examples lack each, how noisy they are."""
 
-    use: tuple[str, ...] | None
+    use: tuple[str | CountInt, ...] | None
     drop: Mapping[str, Fraction]
     noise: Mapping[str, CountFloat]
     noisy: CountFloat
@@ -65,13 +65,15 @@ def streams_of(spec: Spec) -> dict[str, Stream]:
     return {} if kind is None else {name: Stream(kind)}
 
 
-def seen_spec(spec: Spec, use: tuple[str, ...] | None) -> Spec:
+def seen_spec(spec: Spec, use: tuple[str | int, ...] | None) -> Spec:
     """The spec of the chosen modalities: their inputs and masks, and where there are two or more, presences.
 
     With one modality there is no presence, so that any network that can read the input serves. Raises ConfigError.
     """
     streams = streams_of(spec)
     if use is not None:
+        places = dict(enumerate(streams))
+        use = tuple(places.get(one, str(one)) if isinstance(one, int) else one for one in use)
         _known("use", use, streams)
         if not use or len(set(use)) != len(use):
             raise ConfigError(f"view.use={list(use)}: name each modality once, like [{', '.join(streams)}]; null = all")
