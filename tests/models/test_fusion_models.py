@@ -3,6 +3,7 @@
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call, grad, vmap
 
 from advml.contracts import Classes, Nothing, Real, Spec, Stream
 from advml.models.build import build, from_recipe, rebuild
@@ -132,6 +133,23 @@ class TestEvery:
         assert not torch.equal(network(inputs), network(inputs))
         network.eval()
         assert torch.equal(network(inputs), network(inputs))
+
+
+@every_model
+def test_many_copies_at_once_and_examples_apart(model, changes, small):
+    """torch.func goes through them, as meta-learning and clients side by side need it."""
+    network, inputs = small(model, **changes).double(), some()
+    inputs["image"] = inputs["image"].double()
+    inputs["image_present"] = torch.tensor([True, False, True, True, False])
+    parameters = dict(network.named_parameters())
+
+    def loss(values, example):
+        return functional_call(network, values, (example,)).square().sum()
+
+    apart = vmap(grad(loss), in_dims=(None, 0))(parameters, {name: v.unsqueeze(1) for name, v in inputs.items()})
+    together = torch.autograd.grad(loss(parameters, inputs), list(parameters.values()))
+    for name, expected in zip(parameters, together, strict=True):
+        torch.testing.assert_close(apart[name].sum(0), expected)
 
 
 @pytest.mark.parametrize("model", ["early_fusion", "late_fusion", "cross_attention", "bottleneck", "clip"])

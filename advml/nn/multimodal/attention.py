@@ -1,4 +1,4 @@
-"""Attention of one sequence over another (Vaswani et al. 2017), fast where nobody asks for the weights."""
+"""Attention of one sequence over another (Vaswani et al. 2017)."""
 
 from __future__ import annotations
 
@@ -6,27 +6,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
-def over_keys(mask: Tensor | None) -> Tensor | None:
-    """A padding mask [B, T] (True = real) as attention takes it, [B, 1, 1, T]; None stays None, which is faster."""
-    return None if mask is None else mask[:, None, None, :]
+# On a CPU, by benchmarks/multimodal.py: up to so many pairs of a query and a key, attention written out with its
+# gradients is faster than torch's fused kernels, and can be differentiated twice, as MAML needs.
+SMALL = 5000
 
 
 def softmax_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:
     """softmax(Q Kᵀ / √d) over the real keys: [B, H, Tq, d], [B, H, Tk, d], mask [B, Tk] or None → [B, H, Tq, Tk].
 
-    Written out, for pictures and as a reference; a masked key has weight 0 exactly. Some key of every example is real.
+    A masked key has weight 0 exactly. Some key of every example is real.
     """
-    scores: Tensor = query @ key.transpose(-2, -1) / query.shape[-1] ** 0.5
+    scores: Tensor = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)
     if mask is not None:
-        scores = scores.masked_fill(~mask[:, None, None, :], float("-inf"))
+        hidden = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(~mask, float("-inf"))
+        scores += hidden[:, None, None, :]  # in place, and nothing to do for it in the backward pass
     return scores.softmax(-1)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """softmax(Q Kᵀ / √d) V, shapes as above, value like key → [B, H, Tq, d]; a mask of None is faster."""
+    pairs = query.shape[-2] * key.shape[-2]
+    if pairs <= SMALL and query.device.type == "cpu" and torch.is_grad_enabled():
+        return softmax_weights(query, key, mask) @ value
+    real = None if mask is None else mask[:, None, None, :]
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=real)
 
 
 class Attention(nn.Module):
     """Queries from one sequence, keys and values from another or the same: x [B, Tq, D], context [B, Tk, D] → like x.
 
-    Keys and values are one projection. Without weights to return, torch's fused kernel does the rest.
+    Keys and values are one projection; `attend` does the rest.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -41,7 +50,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """`mask`: which of the context is real, bool [B, Tk]; None = all."""
         query, key, value = self.projected(x, context)
-        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=over_keys(mask))
+        mixed = attend(query, key, value, mask)
         joined: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
         return joined
 

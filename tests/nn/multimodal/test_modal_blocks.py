@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from advml.nn.multimodal.attention import Attention, joined, masked_mean
+from advml.nn.multimodal.attention import Attention, attend, joined, masked_mean
 from advml.nn.multimodal.blocks import BottleneckBlock, CrossBlock, SelfBlock
 
 WIDTH, HEADS, HIDDEN = 8, 2, 12
@@ -63,6 +63,32 @@ class TestAttention:
         layer = double(Attention(WIDTH, HEADS))
         x, context = torch.randn(3, 4, WIDTH).double(), torch.randn(3, 5, WIDTH).double()
         torch.testing.assert_close(layer(x, context, mask), attention_by_loops(layer, x, context, mask))
+
+    @pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
+    @pytest.mark.parametrize(("small", "gradients"), [(5000, True), (0, True), (5000, False)])
+    def test_is_the_same_whichever_way_is_faster(self, mask, small, gradients, monkeypatch):
+        monkeypatch.setattr("advml.nn.multimodal.attention.SMALL", small)
+        fused = []
+        kernel = F.scaled_dot_product_attention
+        monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: fused.append(1) or kernel(*a, **k))
+        q, k, v = (torch.randn(3, HEADS, n, 4, dtype=torch.float64, requires_grad=gradients) for n in (4, 5, 5))
+        scores = torch.einsum("bhqd,bhkd->bhqk", q, k) / 2
+        if mask is not None:
+            scores = torch.where(mask[:, None, None, :], scores, -torch.inf)
+        expected = torch.einsum("bhqk,bhkd->bhqd", scores.softmax(-1), v)
+        with torch.set_grad_enabled(gradients):
+            found = attend(q, k, v, mask)
+        torch.testing.assert_close(found, expected)
+        assert len(fused) == (small == 0 or not gradients)
+        if gradients:
+            direction = torch.randn_like(expected)
+            ours, theirs = (torch.autograd.grad(x, (q, k, v), direction) for x in (found, expected))
+            torch.testing.assert_close(ours, theirs)
+
+    @pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
+    def test_can_be_differentiated_twice_where_it_is_small(self, mask):
+        given = tuple(torch.randn(3, 1, n, 2, dtype=torch.float64, requires_grad=True) for n in (2, 5, 5))
+        assert torch.autograd.gradgradcheck(lambda q, k, v: attend(q, k, v, mask), given)
 
     @pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
     def test_is_what_torch_does(self, mask):
