@@ -9,12 +9,19 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from advml.artifacts import Artifact
+from advml.spec import Classes as Classes
+from advml.spec import Nothing as Nothing
+from advml.spec import Real as Real
+from advml.spec import Spec as Spec
+from advml.spec import Stream as Stream
+from advml.spec import Target as Target
+from advml.spec import Tokens as Tokens
 
 # --- where a run stands -------------------------------------------------------------------------------------------
 
@@ -72,79 +79,6 @@ class Objective:
 
 
 # --- what data looks like -----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Classes:
-    """One of `count` classes: int64 targets [N], networks give `count` logits."""
-
-    count: int
-
-
-@dataclass(frozen=True)
-class Real:
-    """Real numbers: floating targets [N, *shape], networks give the same shape."""
-
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Tokens:
-    """A sequence of tokens out of a vocabulary of `count`."""
-
-    count: int
-
-
-@dataclass(frozen=True)
-class Nothing:
-    """No target, or no data at all."""
-
-
-Target = Classes | Real | Tokens | Nothing
-
-
-@dataclass(frozen=True)
-class Spec:
-    """The shape of a problem: named inputs without the batch axis, and the target. Known without reading a file.
-
-    `tokens`: input → size of its vocabulary, where inputs are whole numbers that stand for characters or words.
-    Not compared: `groups`, name → number of classes that follow each other (parts of a series, alphabets);
-    `class_splits`, train, valid, test → its classes, where the source fixes it; `drawn`: no examples.
-    """
-
-    inputs: Mapping[str, tuple[int, ...]]
-    target: Target
-    groups: Mapping[str, int] = field(default_factory=dict, compare=False)
-    class_splits: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False)
-    drawn: bool = field(default=False, compare=False)
-    tokens: Mapping[str, int] = field(default_factory=dict)
-
-    @property
-    def outputs(self) -> int:
-        """How many numbers a network gives for one example."""
-        match self.target:
-            case Classes(count) | Tokens(count):
-                return count
-            case Real(shape):
-                return int(torch.Size(shape).numel())
-            case Nothing():
-                return 0
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain lists and numbers, for files; `from_dict` is its inverse."""
-        kind = type(self.target).__name__
-        detail = list(self.target.shape) if isinstance(self.target, Real) else getattr(self.target, "count", None)
-        plain = {"inputs": {name: list(shape) for name, shape in self.inputs.items()}, "target": [kind, detail]}
-        return plain | ({"tokens": dict(self.tokens)} if self.tokens else {})
-
-    @staticmethod
-    def from_dict(plain: Mapping[str, Any]) -> Spec:
-        """The Spec that `to_dict` wrote."""
-        kind, detail = plain["target"]
-        counted: dict[str, type[Classes | Tokens]] = {"Classes": Classes, "Tokens": Tokens}
-        target = Nothing() if detail is None else Real(tuple(detail)) if kind == "Real" else counted[kind](detail)
-        inputs, tokens = plain["inputs"], plain.get("tokens", {})
-        return Spec({name: tuple(shape) for name, shape in inputs.items()}, target, tokens=tokens)
 
 
 class Prepare(Protocol):
@@ -207,20 +141,20 @@ class Split:
             ready[name] = values
         return ready
 
-    def take(self, index: Tensor) -> Split:
+    def take(self, index: Tensor) -> Self:
         """A new split of the examples at `index`, in that order."""
         index = index.to(self.device)
         group = None if self.group is None else self.group[index]
         inputs = {name: values[index] for name, values in self.inputs.items()}
         return replace(self, inputs=inputs, target=self.target[index], group=group)
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Split:
+    def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """Move to a device; floating targets and the constants of `prepare` take `dtype`, stored inputs keep theirs."""
         target = self.target.to(device, dtype if self.target.is_floating_point() else None)
         group = None if self.group is None else self.group.to(device)
         inputs = {name: values.to(device) for name, values in self.inputs.items()}
         prepare = {name: tuple(step.to(device, dtype) for step in steps) for name, steps in self.prepare.items()}
-        return Split(inputs, target, group, prepare)
+        return replace(self, inputs=inputs, target=target, group=group, prepare=prepare)
 
 
 def _rows(values: Tensor, index: Tensor | slice) -> Tensor:

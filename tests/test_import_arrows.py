@@ -21,7 +21,7 @@ FLOORS = [
     {"advml.models", "advml.data"},
     {"advml.nn"},
     {"advml.contracts", "advml.compose"},
-    {"advml.config", "advml.roots", "advml.artifacts"},
+    {"advml.config", "advml.roots", "advml.artifacts", "advml.spec"},
     {"advml.registry"},
     {"advml.errors", "advml"},
 ]

@@ -93,14 +93,14 @@ class Episodes:
         if isinstance(spec.target, Classes):
             _check_classes(spec, settings)
             assert settings.ways is not None
-            return Spec(spec.inputs, Classes(settings.ways), tokens=spec.tokens)
+            return Spec(spec.inputs, Classes(settings.ways), tokens=spec.tokens, streams=spec.streams)
         if not spec.drawn:
             raise ConfigError(
                 "view=episodes: needs a data set with classes or one that draws tasks, "
                 "such as dataset=omniglot or dataset=sinusoid"
             )
         _check_family(settings)
-        return Spec(spec.inputs, spec.target, tokens=spec.tokens)
+        return Spec(spec.inputs, spec.target, tokens=spec.tokens, streams=spec.streams)
 
     @classmethod
     def of(cls, whole: Whole, settings: EpisodesSettings, rng: Rng) -> Episodes:

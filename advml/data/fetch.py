@@ -34,7 +34,8 @@ class RemoteFile:
 
     `name` is its place below the data set's folder; `also` lists other places there, and other forms (unpacked) that
     a person may have put there by hand. `unpacked` names the files that serve in place of an archive, with the
-    MD5 of each: hashes of archives' contents are published in no better form.
+    MD5 of each: hashes of archives' contents are published in no better form. `content`: path → the SHA-256 of what is
+    in an archive that its server packs anew for whoever asks; `sha256` is that, and `size` is about right.
     """
 
     name: str
@@ -43,6 +44,11 @@ class RemoteFile:
     urls: tuple[str, ...]
     also: tuple[str, ...] = ()
     unpacked: Mapping[str, str] = field(default_factory=dict)
+    content: Callable[[Path], str] | None = None
+
+    def digest(self, path: Path) -> str:
+        """The SHA-256 of the file at `path`, or of its content; AdvmlError where that cannot be read."""
+        return str(pooch.file_hash(str(path))) if self.content is None else self.content(path)
 
 
 class _OtherFile(Exception):
@@ -64,8 +70,9 @@ def download(file: RemoteFile, target: Path, note: Note, progress: Progress | No
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _alone(target.parent):
-            if target.is_file() and pooch.file_hash(str(target)) == file.sha256:
-                return
+            with suppress(AdvmlError):
+                if target.is_file() and file.digest(target) == file.sha256:
+                    return
             for url in file.urls:
                 fault = _from_mirror(file, url, part, progress)
                 if fault is None:
@@ -89,9 +96,11 @@ def _from_mirror(file: RemoteFile, url: str, part: Path, progress: Progress | No
     """None when `part` has become the whole, right file; otherwise what is wrong with this mirror."""
     fault = ""
     for _ in range(ATTEMPTS):
+        if file.content is not None:  # packed anew, it may not go on where the last one broke
+            part.unlink(missing_ok=True)
         had = part.stat().st_size if part.exists() else 0
         try:
-            if had < file.size:
+            if file.content is not None or had < file.size:
                 _receive(file, url, part, had, progress)
             _compare(file, part)
             return None
@@ -123,7 +132,7 @@ def _receive(file: RemoteFile, url: str, part: Path, had: int, progress: Progres
             if response.status_code not in (200, 206):
                 return  # a redirection, or an error that the downloader raises
             start = had if response.status_code == 206 else 0
-            fault = _mismatch(response, start, file.size)
+            fault = None if file.content is not None else _mismatch(response, start, file.size)
             if fault:
                 response.close()
                 raise _OtherFile(fault)
@@ -137,7 +146,7 @@ def _receive(file: RemoteFile, url: str, part: Path, had: int, progress: Progres
         finally:
             stream.flush()
             os.fsync(stream.fileno())
-    if part.stat().st_size < file.size:
+    if file.content is None and part.stat().st_size < file.size:
         raise requests.ConnectionError("cut")
 
 
@@ -154,7 +163,10 @@ def _mismatch(response: Any, start: int, size: int) -> str | None:
 
 def _compare(file: RemoteFile, part: Path) -> None:
     """Refuse a whole file that is not the official one."""
-    found = pooch.file_hash(str(part))
+    try:
+        found = file.digest(part)
+    except AdvmlError as error:
+        raise _WrongContent(f"wrong content ({str(error).removeprefix(f'{part} ')})") from error
     if found != file.sha256:
         raise _WrongContent(f"wrong checksum (SHA-256 {found[:8]}…, official {file.sha256[:8]}…)")
 

@@ -113,7 +113,7 @@ class Identity:
 def identify(file: RemoteFile, path: Path) -> Identity:
     """Hash a file, or the files of an unpacked archive. Raises Damaged if one cannot be read."""
     if not (path.is_dir() and file.unpacked):
-        found = _hash(path, "sha256")
+        found = _hash(path, "sha256") if file.content is None else file.content(path)
         return Identity(path, {file.name: found}, found == file.sha256)
     parts = {name: path.parent / name for name in file.unpacked}
     hashes = {name: _hash(part, "sha256") for name, part in parts.items()}

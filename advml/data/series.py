@@ -53,7 +53,7 @@ class Series:
                     f"dataset.parts: all need inputs of one shape, but {first} has {_shown(one)} and {name} "
                     f"{_shown(other)}"
                 )
-        return Spec(one.inputs, Classes(sum(groups.values())), groups, tokens=one.tokens)
+        return Spec(one.inputs, Classes(sum(groups.values())), groups, tokens=one.tokens, streams=one.streams)
 
     def load(self, source: Source) -> Loaded:
         """Each part limited and, where it has no official test split, divided as it would be alone."""
@@ -66,6 +66,8 @@ class Series:
                 loaded = part.load(source)
             except AdvmlError as error:
                 raise AdvmlError(f"series: {error}") from error
+            if loaded.valid is not None:
+                raise ConfigError(f"dataset.parts: {name} divides its examples itself; leave it out")
             kept, test, held_out = hold_out(loaded, self.config, source.rng)
             remaining, classes = loaded.examples.take(kept), classes_of(name, part.spec())
             examples.append(_placed(remaining, number, first))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from advml.config import CountInt, Fraction, PositiveInt, settings
-from advml.contracts import Rng, Spec, Split
+from advml.contracts import Prepare, Rng, Spec, Split
 from advml.data.prepare import Normalise
 from advml.data.reduce import of_classes, outside, preparation
 from advml.errors import ConfigError
@@ -45,6 +45,8 @@ class Source:
 class Loaded:
     """What a data set holds before splitting: examples, official test examples if any, and the hash of each file.
 
+    `valid`: examples to validate on, where the data set divides them itself (speakers, pictures with several captions).
+    `prompts`: inputs that describe each class, a row for each, where the data set has such: captions of the classes.
     `scale`: the largest stored value where the source fixes one (255 for pixels), otherwise None. `limited`: the source
     has applied `dataset.limit` itself. `record`: what else data.json should say.
     """
@@ -55,11 +57,14 @@ class Loaded:
     files: Mapping[str, str] = field(default_factory=dict)
     limited: bool = False
     record: Mapping[str, Any] = field(default_factory=dict)
+    valid: Split | None = None
+    prompts: Mapping[str, Tensor] = field(default_factory=dict)
 
     def of_classes(self, classes: tuple[int, ...]) -> Loaded:
         """The same with the examples of these classes only, which become 0, 1, … in the order given."""
-        test = None if self.test is None else of_classes(self.test, classes)
-        return replace(self, examples=of_classes(self.examples, classes), test=test)
+        test, valid = (None if part is None else of_classes(part, classes) for part in (self.test, self.valid))
+        prompts = {name: values[list(classes)] for name, values in self.prompts.items()}
+        return replace(self, examples=of_classes(self.examples, classes), test=test, valid=valid, prompts=prompts)
 
 
 class Dataset(Protocol):
@@ -80,13 +85,17 @@ class Dataset(Protocol):
 
 @dataclass(frozen=True)
 class Splits:
-    """Train, valid and test, prepared by a normalisation fitted on train alone; `record` goes to data.json."""
+    """Train, valid and test, prepared by a normalisation fitted on train alone; `record` goes to data.json.
+
+    `prompts`: as in Loaded, not prepared.
+    """
 
     train: Split
     valid: Split
     test: Split
     spec: Spec
     record: Mapping[str, Any]
+    prompts: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Whole(NamedTuple):
@@ -101,7 +110,7 @@ class Whole(NamedTuple):
 
     def examples(self, rng: Rng) -> Split:
         """All examples, official test examples last, `dataset.limit` applied to both."""
-        parts = [part for part in (self.loaded.examples, self.loaded.test) if part is not None]
+        parts = [part for part in (self.loaded.examples, self.loaded.valid, self.loaded.test) if part is not None]
         if self.config.limit is not None and not self.loaded.limited:
             parts = [part.take(limited(part.target, self.config.limit, rng("split", "limit"))) for part in parts]
         if len(parts) == 1:  # not copied: they may fill a large part of the memory
@@ -111,18 +120,21 @@ class Whole(NamedTuple):
 
 
 def split(loaded: Loaded, spec: Spec, config: SplitSettings, rng: Rng) -> Splits:
-    """Divide what was loaded, by class where targets are classes. An official test split stays whole."""
-    examples = loaded.examples
+    """Divide what was loaded, by class where targets are classes. Official valid and test splits stay whole."""
+    examples, valid = loaded.examples, loaded.valid
     kept, test, held_out = hold_out(loaded, config, rng)
-    train_index, valid_index = divide(examples.target, kept, config.valid, rng("split", "valid"))
+    if valid is None:
+        train_index, valid_index = divide(examples.target, kept, config.valid, rng("split", "valid"))
+        valid = examples.take(valid_index)
+    else:
+        limit = None if loaded.limited else config.limit
+        train_index, valid_index = kept, limited(valid.target, limit, rng("split", "limit"))
+        valid = valid.take(valid_index)
     if not len(train_index):
         raise ConfigError("dataset: no training example is left after dataset.test, dataset.valid and dataset.limit")
 
-    train, valid = examples.take(train_index), examples.take(valid_index)
-    prepare = {
-        name: () if name in spec.tokens else preparation(values, config, loaded.scale)
-        for name, values in train.inputs.items()
-    }
+    train = examples.take(train_index)
+    prepare = {name: _preparation(train, name, spec, config, loaded.scale) for name in train.inputs}
     parts = {"train": train, "valid": valid, "test": test}
     indices = {"train": train_index, "valid": valid_index, "test": held_out}
     record = {"files": dict(loaded.files), **loaded.record} | {
@@ -132,7 +144,18 @@ def split(loaded: Loaded, spec: Spec, config: SplitSettings, rng: Rng) -> Splits
     if config.normalise == "angles":
         record["angles_outside"] = outside(parts)
     train, valid, test = parts.values()
-    return Splits(train, valid, test, spec, record)
+    return Splits(train, valid, test, spec, record, loaded.prompts)
+
+
+def _preparation(
+    train: Split, name: str, spec: Spec, config: SplitSettings, scale: float | None
+) -> tuple[Prepare, ...]:
+    """How an input is prepared: tokens and masks not at all; of what is padded only the real frames are fitted."""
+    values = train.inputs[name]
+    if name in spec.tokens or values.dtype == torch.bool:
+        return ()
+    mask = spec.streams[name].mask if name in spec.streams else None
+    return preparation(values if mask is None or config.pca else values[train.inputs[mask]], config, scale)
 
 
 def hold_out(loaded: Loaded, config: SplitSettings, rng: Rng) -> tuple[Tensor, Split, Tensor]:

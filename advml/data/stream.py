@@ -80,7 +80,7 @@ class Stream:
     @staticmethod
     def view_spec(spec: Spec, settings: StreamSettings) -> Spec:
         """The data set's inputs, and as many outputs as the scenario asks for."""
-        return Spec(spec.inputs, Classes(_outputs(spec, settings)), tokens=spec.tokens)
+        return Spec(spec.inputs, Classes(_outputs(spec, settings)), tokens=spec.tokens, streams=spec.streams)
 
     @classmethod
     def of(cls, splits: Splits, settings: StreamSettings, rng: Rng) -> Stream:

@@ -57,7 +57,7 @@ class Supervised(Method):
     """Minimise the mean loss over the training examples. One step is an epoch."""
 
     settings: ClassVar[type] = Settings
-    needs = Needs(view="plain", targets=(Classes, Real))
+    needs = Needs(view=("plain", "modalities"), targets=(Classes, Real))
     objective = Objective("accuracy", "valid", "max")
 
     def setup(self, context: Context) -> None:

@@ -31,7 +31,7 @@ class MlpSettings:
 
 def flat(inputs: Mapping[str, Tensor]) -> Tensor:
     """All inputs as one row an example: [B, sum of their sizes]."""
-    rows = [values.flatten(1) for values in inputs.values()]
+    rows = [values.flatten(1) if values.dim() > 1 else values.unsqueeze(1) for values in inputs.values()]
     return rows[0] if len(rows) == 1 else torch.cat(rows, 1)
 
 

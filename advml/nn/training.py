@@ -59,7 +59,7 @@ def train(
     loss: Loss,
     optimiser: Optimiser,
     *,
-    settings: TrainingSettings,
+    settings: OptimiserSettings,
     update: int,
     total: int,
     count: Counter,

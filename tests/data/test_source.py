@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from advml.contracts import Classes, Real, Spec, Split
+from advml.contracts import Classes, Real, Spec, Split, Stream
 from advml.data.source import Loaded, SplitSettings, divide, limited, split
 from advml.errors import ConfigError
 from advml.runner.randomness import KeyedRng
@@ -254,3 +254,38 @@ def test_record_says_who_is_where(limit):
 def test_record_of_a_limited_official_test():
     divided = split(Loaded(examples(), examples(30, seed=9)), SPEC, settings(limit=20), RNG)
     assert divided.record["test"]["index_sha256"] == sha(whose(divided.test).tolist())
+
+
+# --- examples that the data set has divided itself, and padding ---------------------------------------------------
+
+
+def test_own_validation_examples_stay_whole():
+    own = Split({"x": torch.full((9, 2), -1.0, dtype=torch.float64)}, torch.arange(9) % 4)
+    found = split(Loaded(examples(), examples(20, seed=1), valid=own), SPEC, settings(valid=0.5), RNG)
+    assert [len(part) for part in (found.train, found.valid, found.test)] == [N, 9, 20]
+    assert torch.equal(found.valid.inputs["x"], own.inputs["x"])
+    assert found.record["valid"]["examples"] == 9
+    few = split(Loaded(examples(), examples(20, seed=1), valid=own), SPEC, settings(limit=6), RNG)
+    assert [len(part) for part in (few.train, few.valid, few.test)] == [6, 6, 6]
+
+
+def test_chosen_classes_reach_all_parts():
+    whole = Loaded(examples(), examples(20, seed=1), valid=examples(30, seed=2), prompts={"text": torch.arange(4)})
+    kept = whole.of_classes((3, 1))
+    assert kept.prompts["text"].tolist() == [3, 1]
+    for before, after in ((whole.examples, kept.examples), (whole.valid, kept.valid), (whole.test, kept.test)):
+        assert torch.equal(whose(after), whose(before)[(before.target == 3) | (before.target == 1)])
+        assert set(after.target.tolist()) == {0, 1}
+
+
+def test_padding_is_not_fitted():
+    spec = Spec({"s": (4, 2), "s_mask": (4,)}, Classes(4), streams={"s": Stream("frames", "s_mask")})
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.arange(4) < torch.randint(1, 5, (N, 1), generator=generator)
+    sounds = torch.where(mask.unsqueeze(2), 5 + torch.randn(N, 4, 2, generator=generator), 1e9)
+    found = split(Loaded(Split({"s": sounds, "s_mask": mask}, examples().target)), spec, settings(), RNG)
+    assert found.train.prepare["s_mask"] == ()
+    ready, there = found.train.batch(slice(None)).inputs.values()
+    assert there.dtype == torch.bool
+    torch.testing.assert_close(ready[there].mean(0), torch.zeros(2, dtype=torch.float64), atol=1e-5, rtol=0)
+    torch.testing.assert_close(ready[there].std(0, correction=0), torch.ones(2, dtype=torch.float64), atol=1e-5, rtol=0)

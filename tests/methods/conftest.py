@@ -48,7 +48,7 @@ VIEWS = {}
 
 def viewed(bound):
     """The view, made once for each choice: nothing writes into it."""
-    key = (bound.dataset.name, bound.dataset.settings, bound.view.name, bound.view.settings, bound.run.seed)
+    key = (bound.dataset.name, bound.dataset.settings, bound.view.name, repr(bound.view.settings), bound.run.seed)
     if key not in VIEWS:
         VIEWS[key] = load_view(bound, print)
     return VIEWS[key]

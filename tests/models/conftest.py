@@ -27,12 +27,22 @@ def bound():
     return bind
 
 
+def read(path):
+    """A file's keys, with those of the files that it builds upon: `- _base/towers@_here_`."""
+    tree = OmegaConf.to_container(OmegaConf.load(path))
+    inherited = {}
+    for line in tree.pop("defaults", []):
+        if line.endswith("@_here_"):
+            inherited |= read(path.parent / f"{line.partition('@')[0]}.yaml")
+    return inherited | tree
+
+
 @pytest.fixture
 def chosen(bound):
     """chosen("cnn", norm="group"): class and settings of configs/model/cnn.yaml, some keys changed."""
 
     def choose(file, **changes):
-        tree = OmegaConf.to_container(OmegaConf.load(CONFIGS / f"{file}.yaml")) | changes
+        tree = read(CONFIGS / f"{file}.yaml") | changes
         return bound(tree.pop("name"), tree)
 
     return choose

@@ -16,8 +16,8 @@ def values(file):
     """The name and the keys of a file, with those of the file that it builds upon: `- cnn@_here_`."""
     tree = OmegaConf.to_container(OmegaConf.load(file))
     based = [line.partition("@")[0] for line in tree.get("defaults", []) if line.endswith("@_here_")]
-    inherited = {key: value for name in based for key, value in values(file.with_stem(name))[1].items()}
-    return tree["name"], inherited | {key: value for key, value in tree.items() if key not in ("name", "defaults")}
+    inherited = {key: value for name in based for key, value in values(file.parent / f"{name}.yaml")[1].items()}
+    return tree.get("name"), inherited | {key: value for key, value in tree.items() if key not in ("name", "defaults")}
 
 
 def test_there_are_files():

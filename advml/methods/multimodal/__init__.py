@@ -1,0 +1,1 @@
+"""Multimodal learning: fusion, products of experts, contrastive learning."""

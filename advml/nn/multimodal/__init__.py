@@ -1,0 +1,1 @@
+"""Mathematics of learning from several modalities: blocks, encoders, losses, modulation."""
