@@ -157,7 +157,7 @@ def split(loaded: Loaded, spec: Spec, config: SplitSettings, rng: Rng) -> Splits
         raise ConfigError("dataset: no training example is left after dataset.test, dataset.valid and dataset.limit")
 
     train = examples.take(train_index)
-    prepare = {name: _preparation(train, name, spec, config, loaded.scale) for name in train.inputs}
+    prepare = {name: input_preparation(train, name, spec, config, loaded.scale) for name in train.inputs}
     parts = {"train": train, "valid": valid, "test": test}
     indices = {"train": train_index, "valid": valid_index, "test": held_out}
     record = {"files": dict(loaded.files), **loaded.record} | {
@@ -175,7 +175,7 @@ def split(loaded: Loaded, spec: Spec, config: SplitSettings, rng: Rng) -> Splits
     return Splits(train, valid, test, spec, record, loaded.prompts)
 
 
-def _preparation(
+def input_preparation(
     train: Split, name: str, spec: Spec, config: SplitSettings, scale: float | None
 ) -> tuple[Prepare, ...]:
     """How an input is prepared: tokens and masks not at all; of what is padded only the real frames are fitted."""
