@@ -130,6 +130,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "bottleneck": "advml.models.bottleneck:Bottleneck",
         "vision_language": "advml.models.vision_language:VisionLanguage",
         "clip": "advml.models.clip:Clip",
+        "additive_cross": "advml.models.additive_cross:AdditiveCross",
         "run": "advml.models.run:FromRun",
     },
 }

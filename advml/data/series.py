@@ -66,6 +66,8 @@ class Series:
                 loaded = part.load(source)
             except AdvmlError as error:
                 raise AdvmlError(f"series: {error}") from error
+            if loaded.valid is not None:
+                raise ConfigError(f"dataset.parts: {name} divides its examples itself; leave it out")
             kept, test, held_out = hold_out(loaded, self.config, source.rng)
             remaining, classes = loaded.examples.take(kept), classes_of(name, part.spec())
             examples.append(_placed(remaining, number, first))

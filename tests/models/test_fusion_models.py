@@ -17,6 +17,7 @@ VARIANTS = [
     ("late_fusion", {"fusion": "gated"}),
     ("early_fusion", {"depth": 2, "image": "convolution"}),
     ("cross_attention", {"cross_depth": 2}),
+    ("additive_cross", {}),
 ]
 every_model = pytest.mark.parametrize(("model", "changes"), VARIANTS, ids=[f"{m} {c}" for m, c in VARIANTS])
 
@@ -118,7 +119,7 @@ class TestEvery:
         assert torch.equal(outputs["text"], other["text"])
         assert not torch.equal(outputs["image"], other["image"])
         bare = small(model, **changes)
-        assert bool(bare.unimodal(bare.encode(inputs))) == (changes.get("fusion") == "logit_sum")
+        assert bool(bare.unimodal(bare.encode(inputs))) == (model == "additive_cross" or "logit_sum" in changes.values())
 
     def test_is_rebuilt_from_its_recipe(self, model, changes, chosen):
         cls, settings = chosen(model, **(SMALL | changes))
