@@ -119,7 +119,8 @@ class TestEvery:
         assert torch.equal(outputs["text"], other["text"])
         assert not torch.equal(outputs["image"], other["image"])
         bare = small(model, **changes)
-        assert bool(bare.unimodal(bare.encode(inputs))) == (model == "additive_cross" or "logit_sum" in changes.values())
+        always = model == "additive_cross" or "logit_sum" in changes.values()
+        assert bool(bare.unimodal(bare.encode(inputs))) == always
 
     def test_is_rebuilt_from_its_recipe(self, model, changes, chosen):
         cls, settings = chosen(model, **(SMALL | changes))
