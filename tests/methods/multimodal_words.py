@@ -11,7 +11,8 @@ from advml.errors import ConfigError
 from advml.runner.fit import check_fit
 
 SIZES = ("model.width=8", "model.heads=2", "model.hidden=8")
-TINY = ("dataset.examples=120", "method.epochs=2", "method.batch_size=16", *SIZES)
+PLAIN = ("method.batch_size=16", "method.lr=0.003", "method.schedule=constant", "method.warmup=0")
+TINY = ("dataset.examples=120", "method.epochs=2", *PLAIN, *SIZES)
 HEADS = ("model.unimodal_heads=true", "method.unimodal_weight=0.5")
 
 
