@@ -10,7 +10,8 @@ from advml.config import bind
 from advml.errors import ConfigError
 from advml.runner.fit import check_fit
 
-TINY = ("dataset.examples=120", "method.epochs=2", "method.batch_size=16", "model.width=8", "model.heads=2", "model.hidden=8")
+SIZES = ("model.width=8", "model.heads=2", "model.hidden=8")
+TINY = ("dataset.examples=120", "method.epochs=2", "method.batch_size=16", *SIZES)
 HEADS = ("model.unimodal_heads=true", "method.unimodal_weight=0.5")
 
 
