@@ -33,9 +33,11 @@ FEW = 5  # seeds whose numbers a table shows one by one
 def document(study: Study, date: str) -> dict[str, Any]:
     """Every number of a completed study, as plain data. Raises AdvmlError for a run that has none."""
     asked = study.asked
-    names = (asked.metric, *asked.also)
-    runs = {cell: [_run(job, names) for job in jobs] for cell, jobs in study.jobs.items()}
+    runs = {cell: [_run(job, asked.metric) for job in jobs] for cell, jobs in study.jobs.items()}
     every = [run for of in runs.values() for run in of]
+    if unknown := [name for name in asked.also if not any(name in run.numbers for run in every)]:
+        there = ", ".join(every[0].numbers)
+        raise AdvmlError(f"study {study.name}: also: no run has {', '.join(unknown)}; there are {there}")
     return {
         "study": study.name,
         "title": asked.title,
@@ -59,18 +61,18 @@ def document(study: Study, date: str) -> dict[str, Any]:
     }
 
 
-def _run(job: Job, names: Sequence[str]) -> Run:
+def _run(job: Job, metric: str) -> Run:
     found = read_run(RunFolder(job.folder))
     if not isinstance(found, Run):
         raise AdvmlError(f"{job.folder}: {found.state}: {found.reason}")
-    if missing := [name for name in names if name not in found.numbers]:
-        raise AdvmlError(f"{job.folder}: result.json has no {', '.join(missing)}; there are {', '.join(found.numbers)}")
+    if metric not in found.numbers:
+        raise AdvmlError(f"{job.folder}: result.json has no {metric}; there are {', '.join(found.numbers)}")
     return found
 
 
 def _row(study: Study, cell: str, runs: Sequence[Run]) -> dict[str, Any]:
     of = study.asked.cells[cell]
-    scaled = {name: [study.asked.scale * run.numbers[name] for run in runs] for name in _names(study)}
+    scaled = {name: [study.asked.scale * run.numbers[name] for run in runs] for name in _names(study, runs)}
     return {
         "overrides": [*study.asked.settings, *of.run],
         "reported": of.reported,
@@ -97,8 +99,9 @@ def _table(path: Path) -> list[list[str]]:
         raise AdvmlError(f"{path}: {error.strerror}; the tables of this run: {there}") from None
 
 
-def _names(study: Study) -> tuple[str, ...]:
-    return (study.asked.metric, *study.asked.also)
+def _names(study: Study, runs: Sequence[Run]) -> tuple[str, ...]:
+    """The study's metric, and of the others those that these runs have: not every method measures all."""
+    return (study.asked.metric, *(name for name in study.asked.also if all(name in run.numbers for run in runs)))
 
 
 def _interval(found: Interval) -> dict[str, Any]:
@@ -164,7 +167,7 @@ def crossed_grid(said: Mapping[str, Any], metric: str) -> Grid:
 
     def shown(row: str, column: str) -> str:
         cell = cells.get((row, column))
-        if cell is None:
+        if cell is None or metric not in cell:
             return "n/a"
         measured = plus_minus(Interval(**cell[metric]), places)
         published = cell["reported"] is not None and metric == said["metric"]
@@ -182,11 +185,11 @@ def main_grid(said: Mapping[str, Any]) -> Grid:
     unit = f" ({said['unit']})" if said["unit"] else ""
     headings = ["", *(f"seed {seed}" for seed in seeds[:shown]), _words(said["metric"]) + unit]
     headings += [_words(name) + unit for name in said["also"]] + ["reported"] * reported
-    intervals = {name: [Interval(**row[name]) for row in said["rows"].values()] for name in _all(said)}
+    places = {name: _places(said, name) for name in _all(said)}
     body = []
     for name, row in said["rows"].items():
         own = [number(run[said["metric"]], _places(said, said["metric"])) for run in row["runs"][:shown]]
-        means = [plus_minus(Interval(**row[each]), _fewer(decimals(intervals[each]))) for each in _all(said)]
+        means = [plus_minus(Interval(**row[each]), places[each]) if each in row else "n/a" for each in places]
         published = ["–" if row["reported"] is None else f"{row['reported']:g}"] * reported
         body.append([name, *own, *means, *published])
     return headings, body
@@ -242,7 +245,7 @@ def _all(said: Mapping[str, Any]) -> list[str]:
 
 
 def _places(said: Mapping[str, Any], name: str) -> int | None:
-    return _fewer(decimals([Interval(**row[name]) for row in said["rows"].values()]))
+    return _fewer(decimals([Interval(**row[name]) for row in said["rows"].values() if name in row]))
 
 
 def _fewer(places: int | None) -> int | None:
