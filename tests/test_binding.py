@@ -180,7 +180,7 @@ class TestFit:
 
     def test_view(self, said):
         assert said("view=stream") == [
-            "view=stream: method=supervised reads a plain view, not stream; use view=plain"
+            "view=stream: method=supervised reads a plain or modalities view, not stream; use view=plain or modalities"
         ]
         assert said(view="episodes_of_nobody") == [
             "view=plain: method=supervised reads an episodes_of_nobody view, not plain; use view=one that gives it"

@@ -21,8 +21,7 @@ from advml.contracts import Batch, Classes, Prepare, Rng, Spec, Split, SplitName
 from advml.data.class_splits import SPLITS, ClassSplitSettings, divide_classes, split_counts
 from advml.data.families import FamilyTasks
 from advml.data.few_shot import TURNS, FewShot, Pool, TaskShape
-from advml.data.reduce import preparation
-from advml.data.source import Whole
+from advml.data.source import Whole, input_preparation
 from advml.errors import ConfigError
 
 Ways = Annotated[int, Ge(2)]
@@ -115,10 +114,8 @@ class Episodes:
         for name, pool in pools.items():
             _check_examples(name, classes[name], pool, settings)
         rows = {name: torch.isin(examples.target, classes[name]).nonzero().flatten() for name in SPLITS}
-        fitted = {
-            name: preparation(values[rows["train"]], whole.config, whole.loaded.scale)
-            for name, values in examples.inputs.items()
-        }
+        train, scale = examples.take(rows["train"]), whole.loaded.scale
+        fitted = {name: input_preparation(train, name, whole.spec, whole.config, scale) for name in train.inputs}
         tasks = FewShot(replace(examples, prepare=fitted), pools, settings.rotations == "augment")
         evaluation = _evaluation(tasks, settings, rng)
         record = {"files": dict(whole.loaded.files), **whole.loaded.record, "rotations": settings.rotations} | {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor
 from advml.config import CountFloat, CountInt, Fraction, settings
 from advml.contracts import Prepare, Rng, Spec, Split, Stream
 from advml.data.prepare import Affine
-from advml.data.source import Splits
+from advml.data.source import ModalSplit, Splits
 from advml.errors import ConfigError
 
 KINDS = {3: "image", 2: "frames"}
@@ -34,26 +34,6 @@ class ModalitiesSettings:
     noise: Mapping[str, CountFloat]
     noisy: CountFloat
     noisy_tokens: Annotated[float, Interval(ge=0, le=1)]
-
-
-@dataclass(frozen=True)
-class ModalSplit(Split):
-    """Examples whose padding, and whose missing modalities, are zero once they are prepared."""
-
-    streams: Mapping[str, Stream] = field(default_factory=dict)
-
-    def prepared(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Stored values → network input, and zero where there is nothing."""
-        ready = super().prepared(inputs)
-        for name, stream in self.streams.items():
-            values = ready[name]
-            for helper in (stream.mask, stream.present):
-                if helper is not None:
-                    there = inputs[helper]
-                    lacking = ~there.reshape(there.shape + (1,) * (values.dim() - there.dim()))
-                    values = values.masked_fill(lacking, 0)
-            ready[name] = values
-        return ready
 
 
 def streams_of(spec: Spec) -> dict[str, Stream]:

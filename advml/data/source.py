@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from advml.config import CountInt, Fraction, PositiveInt, settings
-from advml.contracts import Prepare, Rng, Spec, Split
+from advml.contracts import Prepare, Rng, Spec, Split, Stream
 from advml.data.prepare import Normalise
 from advml.data.reduce import of_classes, outside, preparation
 from advml.errors import ConfigError
@@ -65,6 +65,29 @@ class Loaded:
         test, valid = (None if part is None else of_classes(part, classes) for part in (self.test, self.valid))
         prompts = {name: values[list(classes)] for name, values in self.prompts.items()}
         return replace(self, examples=of_classes(self.examples, classes), test=test, valid=valid, prompts=prompts)
+
+
+@dataclass(frozen=True)
+class ModalSplit(Split):
+    """Examples whose padding, and whose missing modalities, are zero once they are prepared."""
+
+    streams: Mapping[str, Stream] = field(default_factory=dict)
+
+    def prepared(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Stored values → network input, and zero where there is nothing."""
+        return blanked(super().prepared(inputs), self.streams)
+
+
+def blanked(inputs: Mapping[str, Tensor], streams: Mapping[str, Stream]) -> dict[str, Tensor]:
+    """The same with zeros where the masks and presences among the inputs (bool [B, T] and [B]) say that nothing is."""
+    found = dict(inputs)
+    for name, stream in streams.items():
+        for helper in (stream.mask, stream.present):
+            if helper is not None:
+                there = inputs[helper]
+                lacks = ~there.reshape(there.shape + (1,) * (found[name].dim() - there.dim()))
+                found[name] = found[name].masked_fill(lacks, 0)
+    return found
 
 
 class Dataset(Protocol):
@@ -134,20 +157,25 @@ def split(loaded: Loaded, spec: Spec, config: SplitSettings, rng: Rng) -> Splits
         raise ConfigError("dataset: no training example is left after dataset.test, dataset.valid and dataset.limit")
 
     train = examples.take(train_index)
-    prepare = {name: _preparation(train, name, spec, config, loaded.scale) for name in train.inputs}
+    prepare = {name: input_preparation(train, name, spec, config, loaded.scale) for name in train.inputs}
     parts = {"train": train, "valid": valid, "test": test}
     indices = {"train": train_index, "valid": valid_index, "test": held_out}
     record = {"files": dict(loaded.files), **loaded.record} | {
         name: describe(part, indices[name]) for name, part in parts.items()
     }
     parts = {name: replace(part, prepare=prepare) for name, part in parts.items()}
+    if any(stream.mask is not None for stream in spec.streams.values()):
+        parts = {
+            name: ModalSplit(part.inputs, part.target, part.group, part.prepare, spec.streams)
+            for name, part in parts.items()
+        }
     if config.normalise == "angles":
         record["angles_outside"] = outside(parts)
     train, valid, test = parts.values()
     return Splits(train, valid, test, spec, record, loaded.prompts)
 
 
-def _preparation(
+def input_preparation(
     train: Split, name: str, spec: Spec, config: SplitSettings, scale: float | None
 ) -> tuple[Prepare, ...]:
     """How an input is prepared: tokens and masks not at all; of what is padded only the real frames are fitted."""

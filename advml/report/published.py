@@ -35,9 +35,11 @@ FEW = 5  # seeds whose numbers a table shows one by one
 def document(study: Study, date: str) -> dict[str, Any]:
     """Every number of a completed study, as plain data. Raises AdvmlError for a run that has none."""
     asked = study.asked
-    names = (asked.metric, *asked.also)
-    runs = {cell: [_run(job, names) for job in jobs] for cell, jobs in study.jobs.items()}
+    runs = {cell: [_run(job, asked.metric) for job in jobs] for cell, jobs in study.jobs.items()}
     every = [run for of in runs.values() for run in of]
+    if unknown := [name for name in asked.also if not any(name in {*run.numbers, *run.undefined} for run in every)]:
+        there = ", ".join(every[0].numbers)
+        raise AdvmlError(f"study {study.name}: also: no run has {', '.join(unknown)}; there are {there}")
     return {
         "study": study.name,
         "title": asked.title,
@@ -61,18 +63,18 @@ def document(study: Study, date: str) -> dict[str, Any]:
     }
 
 
-def _run(job: Job, names: Sequence[str]) -> Run:
+def _run(job: Job, metric: str) -> Run:
     found = read_run(RunFolder(job.folder))
     if not isinstance(found, Run):
         raise AdvmlError(f"{job.folder}: {found.state}: {found.reason}")
-    if missing := [name for name in names if name not in found.numbers and name not in found.undefined]:
-        raise AdvmlError(f"{job.folder}: result.json has no {', '.join(missing)}; there are {', '.join(found.numbers)}")
+    if metric not in found.numbers and metric not in found.undefined:
+        raise AdvmlError(f"{job.folder}: result.json has no {metric}; there are {', '.join(found.numbers)}")
     return found
 
 
 def _row(study: Study, cell: str, runs: Sequence[Run]) -> dict[str, Any]:
     of = study.asked.cells[cell]
-    scaled = {name: [_scaled(study, run.numbers.get(name)) for run in runs] for name in _names(study)}
+    scaled = {name: [_scaled(study, run.numbers.get(name)) for run in runs] for name in _names(study, runs)}
     return {
         "overrides": [*study.asked.settings, *of.run],
         "reported": of.reported,
@@ -99,8 +101,10 @@ def _table(path: Path) -> list[list[str]]:
         raise AdvmlError(f"{path}: {error.strerror}; the tables of this run: {there}") from None
 
 
-def _names(study: Study) -> tuple[str, ...]:
-    return (study.asked.metric, *study.asked.also)
+def _names(study: Study, runs: Sequence[Run]) -> tuple[str, ...]:
+    """The study's metric, and of the others those that these runs have: not every method measures all."""
+    named = [{*run.numbers, *run.undefined} for run in runs]
+    return (study.asked.metric, *(name for name in study.asked.also if all(name in there for there in named)))
 
 
 def _scaled(study: Study, value: float | None) -> float | None:
@@ -183,7 +187,7 @@ def crossed_grid(said: Mapping[str, Any], metric: str) -> Grid:
 
     def shown(row: str, column: str) -> str:
         cell = cells.get((row, column))
-        if cell is None:
+        if cell is None or metric not in cell:
             return "n/a"
         measured = _measured(cell, metric, places)
         published = cell["reported"] is not None and metric == said["metric"]
@@ -206,7 +210,7 @@ def main_grid(said: Mapping[str, Any]) -> Grid:
     for name, row in said["rows"].items():
         values = [run[said["metric"]] for run in row["runs"][:shown]]
         own = [absent(said["metric"]) if one is None else number(one, places[said["metric"]]) for one in values]
-        means = [_measured(row, each, places[each]) for each in _all(said)]
+        means = [_measured(row, each, places[each]) if each in row else "n/a" for each in places]
         published = ["–" if row["reported"] is None else f"{row['reported']:g}"] * reported
         body.append([name, *own, *means, *published])
     return headings, body
@@ -267,7 +271,7 @@ def _all(said: Mapping[str, Any]) -> list[str]:
 
 
 def _places(said: Mapping[str, Any], name: str) -> int | None:
-    return _fewer(decimals_of([_found(row, name) for row in said["rows"].values()]))
+    return _fewer(decimals_of([_found(row, name) for row in said["rows"].values() if name in row]))
 
 
 def _found(row: Mapping[str, Any], name: str) -> Interval | Reached:

@@ -97,14 +97,15 @@ def program(trained: Trained) -> tuple[bytes, float]:
 
 
 def _raw(trained: Trained, size: int) -> tuple[Tensor, ...]:
-    """A batch of arbitrary raw inputs: numbers below 100, tokens within their vocabulary."""
+    """A batch of arbitrary raw inputs: numbers below 100, tokens within their vocabulary, masks."""
     rng = torch.Generator().manual_seed(size)
     spec = trained.network.recipe["spec"]
     below = dict.fromkeys(trained.names, 100) | spec.get("tokens", {})
-    return tuple(
-        below[name] * torch.rand((size, *trained.shapes[name]), generator=rng, dtype=trained.dtype)
+    raw = {
+        name: below[name] * torch.rand((size, *trained.shapes[name]), generator=rng, dtype=trained.dtype)
         for name in trained.names
-    )
+    }
+    return tuple(values > 30 if name in trained.helpers else values for name, values in raw.items())
 
 
 def _difference(trained: Trained, again: Any, raw: tuple[Tensor, ...]) -> float:

@@ -61,7 +61,8 @@ def check_fit(bound: Bound) -> None:
         asks_model = needs.model and bound.model.name != "none"
         if asks_model and spec.tokens and not getattr(bound.model.cls, "reads_tokens", False):
             names = ", ".join(spec.tokens)
-            mistakes.append(f"{model}: reads numbers, but {dataset} gives {names} as tokens; use model=char_lstm")
+            other = "late_fusion" if spec.streams else "char_lstm"
+            mistakes.append(f"{model}: reads numbers, but {dataset} gives {names} as tokens; use model={other}")
         elif asks_model and (reason := bound.model.cls.check(spec, bound.model.settings)):
             shapes = ", ".join(f"{name} {list(shape)}" for name, shape in spec.inputs.items())
             mistakes.append(f"{model}: needs {reason}, but {dataset} gives {shapes}; try model=mlp or another data set")

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from advml.contracts import Network
+from advml.contracts import Network, Spec
 from advml.data.prepare import Project, restore
+from advml.data.source import blanked
 
 
 class Trained(nn.Module):
@@ -19,6 +20,9 @@ class Trained(nn.Module):
         super().__init__()
         self.network = network
         self.names = tuple(network.recipe["spec"]["inputs"])
+        self.streams = Spec.from_dict(network.recipe["spec"]).streams
+        helpers = (helper for stream in self.streams.values() for helper in (stream.mask, stream.present))
+        self.helpers = {helper for helper in helpers if helper is not None}
         self.dtype = next((parameter.dtype for parameter in network.parameters()), torch.float32)
         self.prepare = {
             name: tuple(restore(step).to(torch.device("cpu"), self.dtype) for step in prepare.get(name, ()))
@@ -38,6 +42,6 @@ class Trained(nn.Module):
         for name, values in zip(self.names, raw, strict=True):
             for step in self.prepare[name]:
                 values = step(values)
-            ready[name] = values.to(self.dtype)
-        outputs: Tensor = self.network(ready)
+            ready[name] = values != 0 if name in self.helpers else values.to(self.dtype)
+        outputs: Tensor = self.network(blanked(ready, self.streams) if self.helpers else ready)
         return outputs

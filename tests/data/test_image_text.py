@@ -177,10 +177,13 @@ def test_a_table_by_a_spreadsheet(tmp_path):
     assert [(row.line, row.image, row.text, row.label, row.split) for row in found] == [(2, "x.png", "a dog", "", "")]
 
 
-def test_a_run(tmp_path, run_cli):
+def test_runs_with_and_without_labels(tmp_path, run_cli):
     path = write(tmp_path, rows(pictures=20), pictures=20)
-    said = run_cli("run", "dataset=image_text", f"dataset.path={path}", "dataset.labels=[red,blue]", "dataset.size=8",
-                   "view=modalities", "view.use=[image]", "model=linear", "method.epochs=3", "baselines=off",
-                   "progress=off")  # fmt: skip
+    words = ["run", "dataset=image_text", f"dataset.path={path}", "dataset.size=8", "baselines=off", "progress=off"]
+    said = run_cli(*words, "dataset.labels=[red,blue]", "view=modalities", "view.use=[image]", "model=linear",
+                   "method.epochs=2")  # fmt: skip
     assert said.code == 0
+    said = run_cli(*words, "method=contrastive", "model.width=8", "model.heads=2", "model.hidden=8", "method.epochs=2",
+                   "method.batch_size=10")  # fmt: skip
+    assert said.code == 0, said.err
     assert run_cli("run", "dataset=image_text", f"dataset.path={path}").code == 2

@@ -237,3 +237,23 @@ def test_plain_methods_and_networks_read_one_modality(run_cli):
     refused = run_cli("check", *words)
     assert refused.code == 2
     assert "reads numbers" in refused.err
+
+
+def test_a_trained_network_reads_what_is_stored(run_cli):
+    from advml import load
+    from advml.compose import compose
+    from advml.config import bind
+    from advml.nn.evaluation import predict
+    from advml.runner.run import load_view
+
+    words = ["method=fusion", "dataset.examples=80", "view.drop.text=0.2", "method.epochs=1", "model.width=8",
+             "model.heads=2", "model.hidden=8", "baselines=off"]  # fmt: skip
+    said = run_cli("run", *words, "progress=off", "figures=false")
+    assert said.code == 0
+    run = load(said.last)
+    view = load_view(bind(compose(words)[0]), print).to(torch.device("cpu"), torch.float32)
+    part = view.conditions("test")["without_image"]
+    found = run.predict(part.inputs)
+    torch.testing.assert_close(found, predict(run.model, part))
+    other = {**part.inputs, "image": torch.randint(0, 256, part.inputs["image"].shape)}
+    assert torch.equal(run.predict(other), found)

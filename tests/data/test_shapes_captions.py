@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from advml.contracts import Classes, Stream
+from advml.data.episodes import Episodes, EpisodesSettings
 from advml.data.shapes_captions import (
     LENGTH,
     MEANINGS,
@@ -19,7 +20,7 @@ from advml.data.shapes_captions import (
     say,
     vocabulary,
 )
-from advml.data.source import Source, split
+from advml.data.source import Source, Whole, split
 from advml.runner.randomness import KeyedRng
 
 WORDS = vocabulary()
@@ -181,3 +182,15 @@ def test_keyed(task):
         assert torch.equal(values, again.examples.inputs[name])
     assert not torch.equal(first.examples.inputs["image"], other.examples.inputs["image"])
     assert first.record == again.record != other.record
+
+
+def test_few_shot_tasks_leave_words_and_masks_as_they_are():
+    dataset, loaded = made(task="retrieve", examples=3000)
+    keys = {"ways": 2, "shots": 1, "queries": 2, "train_ways": None, "train_shots": None, "train_queries": None,
+            "valid_tasks": 2, "test_tasks": 2, "split": "random", "valid_classes": 0.2, "test_classes": 0.3,
+            "rotations": "none"}  # fmt: skip
+    view = Episodes.of(Whole(loaded, dataset.spec(), dataset.config), EpisodesSettings(**keys), KeyedRng(0))
+    inputs = view.draw(2, torch.Generator()).query.inputs
+    assert inputs["text_mask"].dtype == torch.bool
+    assert torch.equal(inputs["text"] != 0, inputs["text_mask"])
+    assert view.spec.streams == dataset.spec().streams

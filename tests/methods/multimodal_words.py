@@ -10,7 +10,9 @@ from advml.config import bind
 from advml.errors import ConfigError
 from advml.runner.fit import check_fit
 
-TINY = ("dataset.examples=120", "method.epochs=2", "method.batch_size=16", "model.width=8", "model.heads=2", "model.hidden=8")
+SIZES = ("model.width=8", "model.heads=2", "model.hidden=8")
+PLAIN = ("method.batch_size=16", "method.lr=0.003", "method.schedule=constant", "method.warmup=0")
+TINY = ("dataset.examples=120", "method.epochs=2", *PLAIN, *SIZES)
 HEADS = ("model.unimodal_heads=true", "method.unimodal_weight=0.5")
 
 

@@ -74,7 +74,7 @@ def test_recall_and_zero_shot_by_hand(play):
         for k in (1, 5, 10):
             hits = 0
             for place, row in enumerate(table):
-                ranked = sorted(range(len(row)), key=lambda j: -row[j])[:k]  # noqa: B023
+                ranked = sorted(range(len(row)), key=lambda j: -row[j])[:k]
                 hits += any(target[j] == target[place] for j in ranked)
             assert found[f"recall_at_{k}/{direction}"] == pytest.approx(hits / len(table))
     mean = (found["recall_at_5/image_to_text"] + found["recall_at_5/text_to_image"]) / 2

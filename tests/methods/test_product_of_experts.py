@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from multimodal_words import refused, words
+from multimodal_words import PLAIN, refused, words
 
-from advml.contracts import Spec
+from advml.contracts import Classes, Spec, Stream
 from advml.data.modalities import seen_spec
 from advml.models.build import from_recipe
 from advml.models.experts import parts
@@ -27,20 +27,9 @@ def test_an_expert_is_the_unimodal_run(play, same, name):
 
 
 def test_the_parts_are_what_the_view_gives():
-    spec = Spec({"image": (3, 4, 4), "sound": (5, 2), "sound_mask": (5,)}, from_target(), streams=streams())
+    streams = {"image": Stream("image"), "sound": Stream("frames", "sound_mask")}
+    spec = Spec({"image": (3, 4, 4), "sound": (5, 2), "sound_mask": (5,)}, Classes(3), streams=streams)
     assert parts(seen_spec(spec, None)) == {name: seen_spec(spec, (name,)) for name in ("image", "sound")}
-
-
-def from_target():
-    from advml.contracts import Classes
-
-    return Classes(3)
-
-
-def streams():
-    from advml.contracts import Stream
-
-    return {"image": Stream("image"), "sound": Stream("frames", "sound_mask")}
 
 
 def test_it_is_the_rule_of_bayes(play):
@@ -90,7 +79,7 @@ def test_another_model_for_one_modality(play):
 
 
 def test_one_input_is_one_expert(play, same):
-    said = ("dataset=iris", "model=mlp", "method.epochs=3")
+    said = ("dataset=iris", "model=mlp", "method.epochs=3", *PLAIN)
     product = play("method=product_of_experts", *said).go()
     alone = play("method=supervised", *said).go()
     assert same(weights_of(product, "features"), alone.weights())

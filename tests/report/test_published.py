@@ -11,7 +11,7 @@ from scipy import stats as reference
 import advml
 from advml.errors import AdvmlError
 from advml.report import published
-from advml.report.published import as_markdown, difference_grid, document, main_grid, notes, pictures
+from advml.report.published import as_markdown, crossed_grid, difference_grid, document, main_grid, notes, pictures
 from advml.runner.jobs import Job
 from advml.runner.run import Asked
 from advml.runner.studies import RowSettings, Study, StudySettings
@@ -146,6 +146,18 @@ class TestTable:
         first = next(notes(said(changed=["method.epochs=1"])))
         assert first == "Not the published setting: changed by method.epochs=1."
         assert "no checkout" in as_markdown(said())
+
+    def test_a_row_need_not_have_every_further_metric(self):
+        document = said(reported=None)
+        document["also"] = ["test/recall"]
+        ours = document["rows"]["ours"]
+        document["rows"] = {"ours": {**ours, "test/recall": interval(40.0, 41.0, 42.0)}, "theirs": ours}
+        headings, body = main_grid(document)
+        assert headings[-1] == "test recall (%)"
+        assert [row[-1] for row in body] == ["41.0 ± 2.5", "n/a"]
+        for name, row in document["rows"].items():
+            row |= {"row": name, "column": "digits"}
+        assert crossed_grid(document, "test/recall")[1] == [["ours", "41.0 ± 2.5"], ["theirs", "n/a"]]
 
     @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
     def test_pictures(self, seeds):

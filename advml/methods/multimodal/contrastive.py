@@ -21,6 +21,7 @@ from advml.contracts import (
     Metrics,
     Needs,
     Network,
+    Nothing,
     Objective,
     Phase,
     Record,
@@ -75,7 +76,7 @@ class Contrastive(Method):
     """
 
     settings: ClassVar[type] = Settings
-    needs = Needs(view="modalities", targets=(Classes,))
+    needs = Needs(view="modalities", targets=(Classes, Nothing))
     objective = Objective("recall_at_1", "valid", "max")
 
     def setup(self, context: Context) -> None:

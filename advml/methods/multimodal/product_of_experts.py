@@ -26,7 +26,7 @@ from advml.contracts import (
     SplitName,
     Step,
 )
-from advml.data.modalities import ModalSplit
+from advml.data.source import ModalSplit
 from advml.errors import ConfigError
 from advml.methods.multimodal.common import (
     EpochSettings,

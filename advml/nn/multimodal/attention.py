@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 # On a CPU, by benchmarks/multimodal.py: up to so many pairs of a query and a key, attention written out with its
 # gradients is faster than torch's fused kernels, and can be differentiated twice, as MAML needs.
-SMALL = 5000
+SMALL = 10_000
 
 
 def softmax_weights(query: Tensor, key: Tensor, mask: Tensor | None) -> Tensor:

@@ -65,7 +65,7 @@ class TestAttention:
         torch.testing.assert_close(layer(x, context, mask), attention_by_loops(layer, x, context, mask))
 
     @pytest.mark.parametrize("mask", [None, MASK], ids=["whole", "padded"])
-    @pytest.mark.parametrize(("small", "gradients"), [(5000, True), (0, True), (5000, False)])
+    @pytest.mark.parametrize(("small", "gradients"), [(10_000, True), (0, True), (10_000, False)])
     def test_is_the_same_whichever_way_is_faster(self, mask, small, gradients, monkeypatch):
         monkeypatch.setattr("advml.nn.multimodal.attention.SMALL", small)
         fused = []
