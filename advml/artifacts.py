@@ -50,6 +50,20 @@ class Curve:
 
 
 @dataclass(frozen=True)
+class Histogram:
+    """How many values lie in which bin, a row of bars for each group → artifacts/NAME.csv and figures/NAME.{png,svg}.
+
+    `edges` of the bins, n + 1; `counts`: group → n; a value on an inner edge belongs above it.
+    """
+
+    edges: Sequence[float]
+    counts: Mapping[str, Sequence[int]]
+    x_title: str
+    y_title: str
+    title: str = ""
+
+
+@dataclass(frozen=True)
 class Graph:
     """Directed graphs side by side → artifacts/NAME.csv (their edges) and figures/NAME.{png,svg}.
 
@@ -81,4 +95,4 @@ class Json:
     value: Any
 
 
-Artifact = Table | Heatmap | Curve | Graph | Drawing | Json
+Artifact = Table | Heatmap | Curve | Histogram | Graph | Drawing | Json

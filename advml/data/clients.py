@@ -123,8 +123,9 @@ class Clients:
         holds what it sees, so that the numbers of the clients need not be looked at.
         """
         inputs, target, _ = self.train.batch(index.flatten().to(self.train.device, non_blocking=True))
-        rows = index.shape
-        return Batch({name: values.unflatten(0, rows) for name, values in inputs.items()}, target.unflatten(0, rows))
+        rows = index.shape  # `unflatten` is Python, which counts where steps are short
+        shaped = {name: values.reshape(*rows, *values.shape[1:]) for name, values in inputs.items()}
+        return Batch(shaped, target.reshape(*rows, *target.shape[1:]))
 
     def examples(self, client: int, split: SplitName) -> Split:
         """A client's own examples, as it sees them."""

@@ -60,11 +60,13 @@ class ChainSgd:
             given = hidden
             if isinstance(module, nn.Linear):
                 hidden = _affine(given, self.values[f"{name}.weight"], self.values.get(f"{name}.bias"))
+            elif isinstance(module, nn.ReLU):
+                hidden = torch.relu(given)
             else:
                 with torch.enable_grad():  # elementwise: torch knows its derivative
                     given = given.requires_grad_()
                     hidden = module(given)
-            below.append((given.detach(), hidden) if isinstance(module, nn.Linear) else (given, hidden))
+            below.append((given, hidden))
             hidden = hidden.detach()
         with torch.enable_grad():
             outputs = hidden.requires_grad_()
@@ -79,6 +81,8 @@ class ChainSgd:
                 if module.bias is not None:
                     self._move(f"{name}.bias", slope.sum(1), None)
                 slope = before
+            elif isinstance(module, nn.ReLU):
+                slope = torch.ops.aten.threshold_backward(slope, got, 0)  # as torch itself, without a graph
             else:
                 (slope,) = torch.autograd.grad(got, given, slope)
         return found.detach()
@@ -89,7 +93,7 @@ class ChainSgd:
         if given is not None:
             value.baddbmm_(slope, given, beta=kept, alpha=-self.lr)
         else:
-            value.mul_(kept).sub_(slope, alpha=self.lr)
+            (value if kept == 1 else value.mul_(kept)).sub_(slope, alpha=self.lr)
         if self.offset is not None:
             value.sub_(self.offset[name], alpha=self.lr)
 

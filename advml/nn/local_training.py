@@ -104,13 +104,14 @@ def side_by_side(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
 
     Shorter batches are filled with their first example, which counts nothing there. None: all count alike.
     """
-    longest = max(map(len, batches))
-    if all(len(batch) == longest for batch in batches):
+    sizes = [batch.numel() for batch in batches]  # `len` of a tensor is Python, and slower
+    longest = max(sizes)
+    if min(sizes) == longest:
         return torch.stack(list(batches)), None
     index = torch.stack([torch.cat([batch, batch[:1].expand(longest - len(batch))]) for batch in batches])
     weight = torch.zeros(len(batches), longest, dtype=torch.float64)
-    for row, batch in enumerate(batches):
-        weight[row, : len(batch)] = 1 / len(batch)
+    for row, size in enumerate(sizes):
+        weight[row, :size] = 1 / size
     return index, weight
 
 
@@ -171,13 +172,16 @@ class LocalTraining:
             torch.manual_seed(noise.initial_seed())
         mover = self._mover(values, trained, lr, pull or Pull())
         taken: list[Tensor] = []
+        counts: dict[tuple[int, ...], Tensor] = {}  # of examples, by themselves: mostly the same in all steps
         for step in range(len(batches[0])):
             at_hand = [rows[step] for rows in batches if len(rows) > step]
             mover.narrow(len(at_hand))
             index, weight = side_by_side(at_hand)
             batch = fetch(index)
             device, dtype = batch.target.device, next(iter(values.values())).dtype
-            counted = torch.tensor([len(rows) for rows in at_hand], dtype=dtype).to(device, non_blocking=True)
+            sizes = tuple(rows.numel() for rows in at_hand)
+            if (counted := counts.get(sizes)) is None:
+                counted = counts[sizes] = torch.tensor(sizes, dtype=dtype).to(device, non_blocking=True)
             found = mover.step(batch, None if weight is None else weight.to(device, dtype, non_blocking=True))
             taken.append((found * counted).sum())
         return torch.stack(taken).sum()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from advml.artifacts import Artifact, Curve, Drawing, Graph, Heatmap, Json, Table
+from advml.artifacts import Artifact, Curve, Drawing, Graph, Heatmap, Histogram, Json, Table
 from advml.contracts import Objective, Record
 from advml.runner import files
 from advml.runner.folder import RunFolder
@@ -24,7 +24,7 @@ def write(folder: RunFolder, made: Mapping[str, Artifact], draw: bool) -> None:
             files.write_text(folder / f"artifacts/{name}.txt", artifact.text + "\n")
         else:
             files.write_text(folder / f"artifacts/{name}.csv", _csv(_rows(artifact)))
-    drawn = Heatmap | Curve | Graph | Drawing
+    drawn = Heatmap | Curve | Histogram | Graph | Drawing
     pictures = {name: artifact for name, artifact in made.items() if isinstance(artifact, drawn)}
     if draw and pictures:
         from advml.runner import figures  # matplotlib costs over half a second: only when something is drawn
@@ -58,7 +58,7 @@ def read_csv(path: Path) -> list[list[str]]:
         return list(csv.reader(file))
 
 
-def _rows(artifact: Table | Heatmap | Curve | Graph) -> list[Sequence[Any]]:
+def _rows(artifact: Table | Heatmap | Curve | Histogram | Graph) -> list[Sequence[Any]]:
     match artifact:
         case Table():
             return [artifact.columns, *artifact.rows]
@@ -70,6 +70,9 @@ def _rows(artifact: Table | Heatmap | Curve | Graph) -> list[Sequence[Any]]:
             named = [(name, nodes, artifact.edges[name]) for name, nodes in artifact.nodes.items()]
             rows = [[name, nodes[one], nodes[other], label] for name, nodes, of in named for one, other, label in of]
             return [["graph", "from", "to", "label"], *rows]
+        case Histogram():
+            bins = zip(artifact.edges[:-1], artifact.edges[1:], *artifact.counts.values(), strict=True)
+            return [[f"{artifact.x_title} from", "to", *artifact.counts], *bins]
         case Curve():
             points = zip(artifact.x, *artifact.lines.values(), strict=True)
             return [[artifact.x_title, *artifact.lines], *points]

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 from matplotlib.ticker import MaxNLocator
 
-from advml.artifacts import Curve, Drawing, Graph, Heatmap
+from advml.artifacts import Curve, Drawing, Graph, Heatmap, Histogram
 from advml.runner.graphs import graph_figure
 
 # Okabe and Ito's palette for colour-blind readers; markers and dashes tell lines apart in grey.
@@ -30,7 +30,7 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def draw(picture: Heatmap | Curve | Graph | Drawing) -> dict[str, bytes]:
+def draw(picture: Heatmap | Curve | Histogram | Graph | Drawing) -> dict[str, bytes]:
     """Suffix → bytes of the file: PNG and SVG, without dates in them, so that equal data give equal files."""
     with mpl.rc_context(STYLE):
         match picture:
@@ -40,6 +40,8 @@ def draw(picture: Heatmap | Curve | Graph | Drawing) -> dict[str, bytes]:
                 return rendered(graph_figure(picture, COLOURS))
             case Drawing():
                 return rendered(picture.figure())
+            case Histogram():
+                return rendered(_histogram(picture))
             case Curve():
                 return rendered(_curve(picture))
 
@@ -109,6 +111,28 @@ def heatmap_on(axes: Axes, picture: Heatmap) -> AxesImage:
                 dark = value is not None and value < middle
                 axes.text(x, y, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
     return image
+
+
+def _histogram(picture: Histogram) -> Figure:
+    """A row of bars for each group, all to the same scale; the axis ends a bin beyond the outermost bars."""
+    figure = Figure(figsize=(5.6, 1.3 + 1.8 * len(picture.counts)), layout="constrained")
+    panels = figure.subplots(len(picture.counts), 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    width = picture.edges[1] - picture.edges[0]
+    taken = [place for counts in picture.counts.values() for place, count in enumerate(counts) if count]
+    for number, (axes, (name, counts)) in enumerate(zip(panels, picture.counts.items(), strict=True)):
+        axes.bar(picture.edges[:-1], counts, width, align="edge", color=COLOURS[number % len(COLOURS)],
+                 edgecolor="white", linewidth=0.8)  # fmt: skip
+        axes.yaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        axes.set_ylabel(picture.y_title)
+        axes.set_axisbelow(True)
+        axes.grid(alpha=0.3, axis="y")
+        axes.set_title(plain(name), fontsize=10, loc="left")
+    if taken:
+        first, last = max(min(taken) - 1, 0), min(max(taken) + 2, len(picture.edges) - 1)
+        panels[0].set_xlim(picture.edges[first], picture.edges[last])
+    panels[-1].set_xlabel(picture.x_title)
+    figure.suptitle(picture.title, fontsize=12)
+    return figure
 
 
 def _curve(picture: Curve) -> Figure:

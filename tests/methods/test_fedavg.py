@@ -240,7 +240,7 @@ class TestRecords:
         assert set(made) == {"partition", "by_rounds", "by_bytes", "client_accuracy"}
         assert list(made["by_rounds"].x) == [2, 4, 6, 8, 10, 12]
         assert made["by_bytes"].x[-1] == pytest.approx(24 * played.steps[0]["bytes_up"] / 2**20)
-        assert sum(made["client_accuracy"].lines["the global network"]) == 5
+        assert sum(made["client_accuracy"].counts["the global network"]) == 5
 
     def test_it_ends_when_all_targets_are_reached(self, play):
         words = ("method.curve=valid", "method.targets=[0.3,0.6]", "method.stop_at_targets=true", "method.rounds=50")

@@ -10,7 +10,7 @@ from functools import cache
 import pytest
 from PIL import Image
 
-from advml.artifacts import Curve, Heatmap, Json, Table
+from advml.artifacts import Curve, Heatmap, Histogram, Json, Table
 from advml.contracts import Objective
 from advml.runner import artifacts, figures
 from advml.runner.folder import RunFolder
@@ -18,11 +18,14 @@ from advml.runner.folder import RunFolder
 MATRIX = Heatmap([[0.98, None, 0.1], [0.52, 0.97, 0.15], [0.41, 0.63, 0.96]], ["after 1", "after 2", "after 3"],
                  ["task 1", "task 2", "task 3"], "trained up to", "tested on", "Accuracy", "accuracy")  # fmt: skip
 CURVE = Curve([0, 1, 2, 3], {"train": [None, 2.0, 1.0, 0.5], "valid": [2.5, None, 1.25, 0.75]}, "step", "loss")
+BARS = Histogram([0.0, 0.25, 0.5, 0.75, 1.0], {"shared": [0, 0, 1, 2], "own $x$": [0, 0, 3, 0]}, "accuracy", "clients",
+                 "T")  # fmt: skip
+PICTURES = {"heatmap": MATRIX, "curve": CURVE, "bars": BARS}
 
 
 @cache
 def drawn(name):
-    return figures.draw({"heatmap": MATRIX, "curve": CURVE}[name])
+    return figures.draw(PICTURES[name])
 
 
 def written(svg):
@@ -36,7 +39,7 @@ def pixels(data, tmp_path):
         return image.convert("RGB")
 
 
-@pytest.mark.parametrize("name", ["heatmap", "curve"])
+@pytest.mark.parametrize("name", PICTURES)
 class TestFormats:
     def test_png_and_svg(self, name, tmp_path):
         assert set(drawn(name)) == {"png", "svg"}
@@ -46,7 +49,7 @@ class TestFormats:
         assert ElementTree.fromstring(drawn(name)["svg"]).tag.endswith("svg")
 
     def test_equal_data_give_equal_bytes(self, name):
-        assert figures.draw({"heatmap": MATRIX, "curve": CURVE}[name]) == drawn(name)
+        assert figures.draw(PICTURES[name]) == drawn(name)
 
     def test_no_date_and_no_random_name_inside(self, name):
         svg = drawn(name)["svg"].decode()
@@ -107,6 +110,26 @@ class TestHeatmap:
         cells = [max(set(part), key=part.count) for part in parts]
         assert cells == sorted(cells)
         assert len(set(cells)) == 3
+
+
+class TestHistogram:
+    def test_bars_are_as_high_as_there_are_clients(self):
+        panels = figures._histogram(BARS).axes
+        heights = [[bar.get_height() for bar in axes.patches] for axes in panels]
+        assert heights == [[0, 0, 1, 2], [0, 0, 3, 0]]
+        assert [(bar.get_x(), bar.get_width()) for bar in panels[0].patches][2] == (0.5, 0.25)
+        assert panels[0].get_xlim() == panels[1].get_xlim() == (0.25, 1.0)
+        assert panels[0].get_ylim() == panels[1].get_ylim()
+        assert {"shared", "own $x$", "accuracy", "clients", "T"} <= set(written(drawn("bars")["svg"]))
+
+    def test_the_numbers_beside_it(self, tmp_path):
+        artifacts.write(RunFolder(tmp_path), {"bars": BARS}, draw=False)
+        first, *bins = artifacts.read_csv(tmp_path / "artifacts/bars.csv")
+        assert first == ["accuracy from", "to", "shared", "own $x$"]
+        assert bins[2] == ["0.5", "0.75", "1", "3"]
+
+    def test_nobody_is_anywhere(self):
+        assert figures.draw(Histogram([0.0, 0.5, 1.0], {"shared": [0, 0]}, "accuracy", "clients"))["png"]
 
 
 class TestCurve:

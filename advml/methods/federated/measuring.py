@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from advml.artifacts import Artifact, Curve
+from advml.artifacts import Artifact, Histogram
 from advml.contracts import Metrics, Network, Split, SplitName
 from advml.data.clients import Clients
 from advml.nn.evaluation import measure, predict
@@ -92,18 +92,18 @@ def over_clients(scores: Tensor, owned: tuple[Tensor, ...], name: str) -> dict[s
 
 
 def spread(view: Clients, scores: Mapping[str, Tensor]) -> dict[str, Artifact]:
-    """`client_accuracy`: how many clients have which accuracy on their own test examples, in 20 bins.
+    """`client_accuracy`: how many clients have which accuracy on their own test examples, in 20 bins; 1 is in the last.
 
     `scores`: of each model, `scores_of` the test examples.
     """
     owned = view.shares["test"].owned
     if view.test.target.is_floating_point() or not any(map(len, owned)):
         return {}
-    lines = {}
+    counts = {}
     for name, values in scores.items():
         each, _ = means(values, owned)
-        bins = (each * BINS).long().clamp(max=BINS - 1).cpu()
-        lines[name] = torch.bincount(bins, minlength=BINS).tolist()
-    centres = [(number + 0.5) / BINS for number in range(BINS)]
+        bins = (each * BINS + 1e-9).long().clamp(max=BINS - 1).cpu()
+        counts[name] = torch.bincount(bins, minlength=BINS).tolist()
+    edges = [number / BINS for number in range(BINS + 1)]
     title = "Accuracy of the clients on their own test examples"
-    return {"client_accuracy": Curve(centres, lines, "accuracy", "clients", title)}
+    return {"client_accuracy": Histogram(edges, counts, "accuracy", "clients", title)}
