@@ -3,7 +3,7 @@
     python benchmarks/nas.py                          8 channels, both orders: about three minutes
     python benchmarks/nas.py --channels 8 16          minutes more
     python benchmarks/nas.py --memory                 peak memory too: each way once more, in a process of its own
-    python benchmarks/nas.py --nni --channels 8 16    NNI 3.0 instead of the plain supernet; pip install 'advml[bench-nas]'
+    python benchmarks/nas.py --nni                    NNI 3.0, not the plain one: pip install 'advml[bench-nas]'
 
 Setting: 5 cells (reductions at one and two thirds), 4 nodes, 8 operations, batches of 16 random images 32×32, 10
 classes. A step is one of the architecture (Adam) and one of the weights (SGD, clipped).
