@@ -3,6 +3,7 @@
     python benchmarks/nas.py                          8 channels, both orders: about three minutes
     python benchmarks/nas.py --channels 8 16          minutes more
     python benchmarks/nas.py --memory                 peak memory too: each way once more, in a process of its own
+    python benchmarks/nas.py --nni                    NNI 3.0, not the plain one: pip install 'advml[bench-nas]'
 
 Setting: 5 cells (reductions at one and two thirds), 4 nodes, 8 operations, batches of 16 random images 32×32, 10
 classes. A step is one of the architecture (Adam) and one of the weights (SGD, clipped).
@@ -10,6 +11,7 @@ classes. A step is one of the architecture (Adam) and one of the weights (SGD, c
 `plain` computes every operation of every edge by itself in the default memory layout, except `none`, which it leaves
 out; `loss.backward()` gives the gradients of weights and architecture in both steps, and the virtual step of the second
 order goes through a copy of the network (quark0/darts, which itself does not run on a current Python: `async=True`).
+`nni` is NNI's DARTS strategy on its own space of seven operations and zeros, to which ours is adapted: see nas_nni.py.
 `ours` is engine=fused with advml.nn.hypergradient: what is not asked for is not differentiated, nothing is copied.
 
 Equality comes first, in float64 and on 4 images: gradients of architecture and weights within 1e-10 of the largest
@@ -52,9 +54,13 @@ def main() -> None:
     parser.add_argument("--orders", type=int, nargs="+", choices=[1, 2], default=[1, 2])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--nni", action="store_true", help="NNI is the other way; first order, which is all it has")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # the process whose memory is measured: WAY
     options = parser.parse_args()
     torch.set_num_threads(1)
+    names = NNI if options.nni else PLAIN
+    if options.nni:
+        options.orders = [1]
     if options.one:
         print(growth(options.one, options.channels[0], options.orders[0]))
         return
@@ -62,30 +68,39 @@ def main() -> None:
     if options.memory:  # first: a process starts with the peak of the one that starts it
         for channels in options.channels:
             for order in options.orders:
-                used = {name: child(name, channels, order) for name in WAYS}
+                used = {name: child(name, channels, order) for name in names}
                 told = ", ".join(f"{name} {peak:,.0f} MB" for name, peak in used.items())
                 print(f"C={channels} order {order}: peak memory of a step: {told}")
     for channels in options.channels:
         for order in options.orders:
-            agree(channels, order)
-            ways = {name: WAYS[name](channels, order, torch.float32) for name in WAYS}
+            agree(names, channels, order)
+            ways = {name: WAYS[name](channels, order, torch.float32) for name in names}
             for way in ways.values():
                 way.step()
             times = medians({name: way.step for name, way in ways.items()}, dict.fromkeys(ways, options.repeats))
-            ratio = times["plain"] / times["ours"]
-            print(f"C={channels} order {order}: plain {times['plain']:.2f} s, ours {times['ours']:.2f} s, {ratio:.2f}×")
+            other, ours = times.values()
+            told = ", ".join(f"{name} {median:.2f} s" for name, median in times.items())
+            print(f"C={channels} order {order}: {told}, {other / ours:.2f}×")
 
 
 class Way:
     """A network with its two optimisers and two batches."""
 
     engine: str
+    nni = False
+    """The space: NNI's, or ours."""
 
     def __init__(self, channels: int, order: int, dtype: torch.dtype, images: int = 16) -> None:
         size = [f"model.channels={channels}", "model.cells=5", "model.nodes=4"]
+        if self.nni:
+            import nas_nni  # asks for NNI
+
+            size += nas_nni.SPACE
         bound = bind(compose(["model=darts_cells", f"model.engine={self.engine}", *size])[0])
         network = build("darts_cells", bound.model.settings, SPEC, seed=0)
         assert isinstance(network, Supernet)
+        if self.nni:
+            nas_nni.adapt(network)
         self.network, self.order = network.to(dtype), order
         self.weights, self.architecture = network.weights(), network.architecture()
         self.sgd = torch.optim.SGD(self.weights, LR, MOMENTUM, weight_decay=DECAY)
@@ -113,6 +128,10 @@ class Way:
         nn.utils.clip_grad_norm_(self.weights, CLIP)
         self.sgd.step()
         return alphas, gradients
+
+    def state(self) -> dict[str, Tensor]:
+        """All weights and running averages."""
+        return self.network.state_dict()
 
     def hypergradient(self) -> list[Tensor]:
         """That of the validation loss, with respect to the architecture."""
@@ -174,7 +193,34 @@ class Ours(Way):
         return list(torch.autograd.grad(self.loss(self.train), self.weights))
 
 
-WAYS: dict[str, type[Way]] = {"plain": Plain, "ours": Ours}
+class OursInNni(Ours):
+    """As advml computes NNI's space."""
+
+    nni = True
+
+
+class Nni(Way):
+    """As NNI computes; `network` is where it has its weights from."""
+
+    engine, nni = "plain", True
+
+    def __init__(self, channels: int, order: int, dtype: torch.dtype, images: int = 16) -> None:
+        import nas_nni
+
+        super().__init__(channels, order, dtype, images)
+        more: dict[str, Any] = {"lr": LR, "momentum": MOMENTUM, "decay": DECAY, "clip": CLIP, "dtype": dtype}
+        self.search = nas_nni.Search(self.network, **more)
+
+    def step(self) -> Found:
+        return self.search.step(self.train, self.valid)
+
+    def state(self) -> dict[str, Tensor]:
+        return self.search.state()
+
+
+WAYS: dict[str, type[Way]] = {"plain": Plain, "ours": Ours, "nni": Nni, "ours in NNI's space": OursInNni}
+PLAIN, NNI = ("plain", "ours"), ("nni", "ours in NNI's space")
+"""The other way, then ours."""
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
@@ -186,17 +232,17 @@ def _assign(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> 
         parameter.grad = gradient
 
 
-def agree(channels: int, order: int) -> None:
+def agree(names: Sequence[str], channels: int, order: int) -> None:
     """Refuse to time what is not equal: two steps in float64, so that the second has momentum."""
-    plain, ours = (WAYS[name](channels, order, torch.float64, 4) for name in WAYS)
+    other, ours = (WAYS[name](channels, order, torch.float64, 4) for name in names)
     for turn in range(2):
-        found = plain.step(), ours.step()
+        found = other.step(), ours.step()
         for kind, one, two in zip(("architecture", "weights"), *found, strict=True):
             worst = max(_apart(a, b) for a, b in zip(one, two, strict=True))
             if worst > TOLERANCE:
                 sys.exit(f"C={channels} order {order}: gradients of the {kind} differ by {worst:.1e} in step {turn}")
         if order == 1:  # a copy of the network has running statistics of its own
-            states = plain.network.state_dict(), ours.network.state_dict()
+            states = other.state(), ours.state()
             worst = max(_apart(states[0][name].double(), states[1][name].double()) for name in states[0])
             if worst > TOLERANCE:
                 sys.exit(f"C={channels} order {order}: states differ by {worst:.1e} after step {turn}")

@@ -141,11 +141,12 @@ def _curve(picture: Curve) -> Figure:
     axes = figure.add_subplot()
     for number, (name, line) in enumerate(picture.lines.items()):
         points = [(x, y) for x, y in zip(picture.x, line, strict=True) if y is not None]
+        marker = MARKERS[(number + number // len(COLOURS)) % len(MARKERS)]  # the eighth: the first colour
         axes.plot(
             [x for x, _ in points], [y for _, y in points], label=name,
             color=COLOURS[number % len(COLOURS)],
             linestyle="" if name in picture.points else DASHES[number % len(DASHES)],
-            marker=MARKERS[number % len(MARKERS)] if len(points) <= 30 or name in picture.points else None,
+            marker=marker if len(points) <= 30 or name in picture.points else None,
             markersize=4,
         )  # fmt: skip
     if picture.log:

@@ -122,7 +122,7 @@ class TestNotReached:
         result = json.loads((folder / "result.json").read_text())
         (folder / "result.json").write_text(json.dumps(result | {"summary": {}}))
         with pytest.raises(AdvmlError, match="has no rounds_to_target"):
-            published._run(Job("", folder, {}, Asked("", [], {})), ("rounds_to_target",))
+            published._run(Job("", folder, {}, Asked("", [], {})), "rounds_to_target")
 
 
 class TestTable:

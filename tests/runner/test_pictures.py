@@ -210,3 +210,9 @@ class TestLearningCurves:
     def test_none_of_two_points(self):
         records = [{"step": step, "split": "train", "loss": 1.0} for step in (1, 2)]
         assert artifacts.learning_curves(records, self.OBJECTIVE) == {}
+
+
+def test_no_two_of_many_lines_look_alike():
+    lines = {f"line {number}": [number, number] for number in range(20)}
+    axes = figures._curve(Curve([0, 1], lines, "x", "y")).axes[0]
+    assert len({(line.get_color(), line.get_marker()) for line in axes.lines}) == 20

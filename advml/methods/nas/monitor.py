@@ -102,7 +102,7 @@ class Monitor:
         found["skips"] = Curve(epochs, skips, "epoch", "edges that skip", "Skips of the derived cells")
         if len(self.eigenvalues) == len(epochs):
             title = "Curvature of the validation loss"
-            found["eigenvalue"] = Curve(epochs, {"dominant": self.eigenvalues}, "epoch", "eigenvalue", title)
+            found["eigenvalue"] = Curve(epochs, {"dominant": self.eigenvalues}, "epoch", "eigenvalue of ∇²α L", title)
         return found
 
 
