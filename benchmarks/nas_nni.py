@@ -1,12 +1,12 @@
 """NNI's search of DARTS' cells beside ours: NNI 3.0's own space, strategy and step, with our weights; for nas.py --nni.
 
-How NNI's supernet differs from ours by default, and what `space` and `adapt` change in ours so that both are the same
+How NNI's supernet differs from ours by default, and what `SPACE` and `adapt` change in ours so that both are the same
 function of the same numbers:
 - the norms have a learned scale and shift: model.affine=true;
 - pools have no norm after them: ours are replaced by nothing;
 - `none` is not among the seven operations, but every edge has an eighth architecture parameter, whose operation gives
   zeros. It stands last, and so does ours.
-Stem, places of the reductions, preprocessing, wiring and the head agree. Reductions of NNI need even sides.
+Stem, places of the reductions, preprocessing, wiring and the head agree. NNI's norms do not count their batches.
 
 A step is one call of `training_step` of NNI's DartsLightningModule, around its ClassificationModule with SGD as in
 nas.py: the gradient of everything for the architecture's Adam, then again for the weights, clipped. The trainer is

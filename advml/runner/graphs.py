@@ -27,16 +27,15 @@ def graph_figure(picture: Graph, colours: Sequence[str]) -> Figure:
     loud = [label for label in labels if label not in picture.quiet]
     colour = {label: colours[number % len(colours)] for number, label in enumerate(loud)}
     places = {name: layout(len(nodes), picture.edges[name]) for name, nodes in picture.nodes.items()}
-    spans = {name: _span(of) for name, of in places.items()}
-    figure = Figure(
-        figsize=(1.2 + WIDTH * max(wide for wide, _ in spans.values()),
-                 sum(0.9 + HEIGHT * high for _, high in spans.values())),
-        layout="constrained",
-    )  # fmt: skip
-    heights = [0.9 + HEIGHT * high for _, high in spans.values()]
+    frames = {name: _frame(of, _curves(picture.edges[name], of)) for name, of in places.items()}
+    heights = [0.4 + HEIGHT * (high - low) for _, _, low, high in frames.values()]
+    width = WIDTH * max(right - left for left, right, _, _ in frames.values())
+    figure = Figure(figsize=(width, sum(heights)), layout="constrained")
     grid = figure.subplots(len(places), 1, squeeze=False, gridspec_kw={"height_ratios": heights})
     for axes, (name, nodes) in zip(grid.flat, picture.nodes.items(), strict=True):
         _draw(axes, nodes, picture.edges[name], places[name], colour)
+        left, right, low, high = frames[name]
+        axes.set(xlim=(left, right), ylim=(low, high))
         axes.set_title(name, fontsize=10, loc="left")
     if picture.title:
         figure.suptitle(picture.title)
@@ -57,9 +56,11 @@ def layout(count: int, edges: Sequence[Edge]) -> list[tuple[float, float]]:
     return where
 
 
-def _span(places: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    columns, rows = [x for x, _ in places], [y for _, y in places]
-    return max(columns) - min(columns), max(rows) - min(rows) + 0.8
+def _frame(places: Sequence[Point], curves: Sequence[tuple[Curve, float]]) -> tuple[float, float, float, float]:
+    """Left, right, bottom and top of what is drawn, with room for boxes and labels at the margin."""
+    columns = [x for x, _ in places]
+    rows = [y for _, y in places] + [on_curve(curve, t / 20)[1] for curve, _ in curves for t in range(21)]
+    return min(columns) - 0.45, max(columns) + 0.45, min(rows) - 0.25, max(rows) + 0.25
 
 
 def _draw(
@@ -81,9 +82,6 @@ def _draw(
         axes.text(x, y, label, fontsize=7, ha="center", va="center", color=colour[label], bbox=PLATE)
     for name, (x, y) in zip(nodes, places, strict=True):
         axes.text(x, y, name, ha="center", va="center", fontsize=8, bbox=BOX)
-    columns, rows = [x for x, _ in places], [y for _, y in places]
-    axes.set_xlim(min(columns) - 0.45, max(columns) + 0.45)
-    axes.set_ylim(min(rows) - 0.6, max(rows) + 0.6)
     axes.set_axis_off()
 
 

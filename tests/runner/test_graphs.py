@@ -72,6 +72,7 @@ def test_labels_stand_on_their_edges_and_not_on_each_other(kind):
         line = (1 - T) ** 2 * begin + 2 * T * (1 - T) * control + T**2 * end
         at = axes.transData.transform(label.get_position())
         assert np.linalg.norm(line - at, axis=1).min() < 2  # pixels; a plate is 12 high
+        assert axes.bbox.y0 < line[:, 1].min() < line[:, 1].max() < axes.bbox.y1  # nothing is cut off
     boxes = [label.get_window_extent(canvas.get_renderer()) for label in labels]
     others = [text.get_window_extent() for text in axes.texts if text not in labels]
     assert not [1 for at, one in enumerate(boxes) for other in [*boxes[:at], *others] if one.overlaps(other)]
