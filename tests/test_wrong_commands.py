@@ -91,7 +91,7 @@ WRONG = {
     "method needs a model": ("run model=none", ["model=none: method=supervised trains a network"]),
     "method needs another view": (
         "run method=supervised view=stream",
-        ["view=stream: method=supervised reads a plain view, not stream; use view=plain"],
+        ["view=stream: method=supervised reads a plain or modalities view, not stream; use view=plain or modalities"],
     ),
     "method cannot learn the target": (
         "run method=finetune dataset=diabetes", ["view=stream: needs a data set with classes"]
