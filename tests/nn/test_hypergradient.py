@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from advml.nn.hypergradient import dominant_eigenvalue, first_order, gradients_of, joint_norm, second_order
+from advml.nn.hypergradient import first_order, gradients_of, joint_norm, largest_eigenvalue, second_order
 
 ETA, MU, DECAY = 0.1, 0.9, 0.03
 
@@ -109,19 +109,33 @@ def test_a_validation_loss_that_no_weight_moves(toy):
     torch.testing.assert_close(found.gradients[1], 2 * toy.architecture[1].detach())
 
 
-def test_the_dominant_eigenvalue_is_that_of_the_hessian(toy):
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_largest_eigenvalue_is_that_of_the_hessian(toy, sign):
+    """Of the loss and of its negative, so that once the one largest in size is not it."""
     sizes = [alpha.numel() for alpha in toy.architecture]
 
     def flat(values):
         parts = [piece.view_as(a) for piece, a in zip(values.split(sizes), toy.architecture, strict=True)]
-        return toy.loss("valid", architecture=parts)
+        return sign * toy.loss("valid", architecture=parts)
 
     at = torch.cat([alpha.detach().flatten() for alpha in toy.architecture])
     eigenvalues = torch.linalg.eigvalsh(torch.autograd.functional.hessian(flat, at))
-    largest = eigenvalues[eigenvalues.abs().argmax()]
     rng = torch.Generator().manual_seed(0)
     start = [torch.randn(a.shape, generator=rng, dtype=a.dtype) for a in toy.architecture]
     before = [a.detach().clone() for a in toy.architecture]
-    found = dominant_eigenvalue(lambda: toy.loss("valid"), toy.architecture, start, iterations=100, radius=1e-4)
-    torch.testing.assert_close(found, largest, rtol=1e-4, atol=1e-6)
+    nearer = [
+        largest_eigenvalue(lambda: sign * toy.loss("valid"), toy.architecture, start, iterations, radius=1e-4)
+        for iterations in (1, 2, 3, 100)
+    ]
+    torch.testing.assert_close(nearer[-1], eigenvalues[-1], rtol=1e-6, atol=1e-8)
+    assert eigenvalues[0] < nearer[0] < nearer[1] < nearer[2] <= nearer[3] + 1e-8
     assert all(torch.equal(old, new) for old, new in zip(before, toy.architecture, strict=True))
+
+
+def test_the_largest_eigenvalue_where_nothing_curves(toy):
+    """A linear loss, and a start that the Hessian leaves in its direction."""
+    start = [torch.ones_like(a) for a in toy.architecture]
+    linear = largest_eigenvalue(lambda: sum(a.sum() for a in toy.architecture), toy.architecture, start)
+    assert abs(float(linear)) < 1e-9
+    even = largest_eigenvalue(lambda: sum(a.square().sum() for a in toy.architecture), toy.architecture, start)
+    torch.testing.assert_close(even, torch.full_like(even, 2.0))

@@ -20,7 +20,7 @@ from advml.methods.nas.schedules import cosine
 from advml.nn.cells.genotype import Genotype
 from advml.nn.cells.supernet import Supernet
 from advml.nn.evaluation import frozen, measure
-from advml.nn.hypergradient import dominant_eigenvalue, first_order, gradients_of, second_order
+from advml.nn.hypergradient import first_order, gradients_of, largest_eigenvalue, second_order
 from advml.nn.losses import make_loss, mean_of
 from advml.nn.optimisers import Adam, Sgd, clip_gradients
 from advml.nn.training import minibatches
@@ -179,7 +179,7 @@ class Darts(ArchitectureSearch):
         return draw
 
     def _eigenvalue(self, epoch: int) -> Tensor:
-        """The dominant eigenvalue of ∇²α L_valid on one batch, of a copy: batch norm's averages stay as they are."""
+        """The largest eigenvalue of ∇²α L_valid on one batch, of a copy: batch norm's averages stay as they are."""
         copy = frozen(self.network).train()
         architecture = copy.architecture()
         for alpha in architecture:
@@ -193,7 +193,7 @@ class Darts(ArchitectureSearch):
             with self.context.autocast():
                 return self.loss(copy(batch.inputs), batch)
 
-        return dominant_eigenvalue(loss, architecture, start, self.config.eigenvalue)
+        return largest_eigenvalue(loss, architecture, start, self.config.eigenvalue)
 
     # --- the rest of a search ---
 

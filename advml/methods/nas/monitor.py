@@ -27,7 +27,7 @@ class StopSettings:
 
 
 class Monitor:
-    """Once an epoch: the mean weight of each operation, the skips of the derived cells, the dominant eigenvalue.
+    """Once an epoch: the mean weight of each operation, the skips of the derived cells, λ_max of the Hessian.
 
     `kept`: the genotype to go back to, once the search was stopped.
     """
@@ -102,7 +102,7 @@ class Monitor:
         found["skips"] = Curve(epochs, skips, "epoch", "edges that skip", "Skips of the derived cells")
         if len(self.eigenvalues) == len(epochs):
             title = "Curvature of the validation loss"
-            found["eigenvalue"] = Curve(epochs, {"dominant": self.eigenvalues}, "epoch", "eigenvalue of ∇²α L", title)
+            found["eigenvalue"] = Curve(epochs, {"largest": self.eigenvalues}, "epoch", "eigenvalue of ∇²α L", title)
         return found
 
 
