@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from advml.errors import AdvmlError
 from advml.report.formats import decimals_of, number, plus_minus, probability
-from advml.report.gather import Group, Run, read_run, settings_of
+from advml.report.gather import Group, Run, overlap, read_run, settings_of, split_of
 from advml.report.heat import mean_map
 from advml.report.layout import STYLE, Picture, heatmaps
 from advml.report.metrics import Metric
@@ -27,6 +27,7 @@ from advml.runner.jobs import Job
 from advml.runner.studies import Study
 
 FEW = 5  # seeds whose numbers a table shows one by one
+STAR = 0.05  # p-values that a table of differences marks are below
 
 
 # --- from runs to the document ------------------------------------------------------------------------------------
@@ -74,12 +75,15 @@ def _run(job: Job, metric: str) -> Run:
 
 def _row(study: Study, cell: str, runs: Sequence[Run]) -> dict[str, Any]:
     of = study.asked.cells[cell]
+    group = Group(settings_of(runs[0].tree), {run.seed: run for run in runs}, ())
+    shared = overlap([group], split_of(study.asked.metric))  # all are measured on the same split
     scaled = {name: [_scaled(study, run.numbers.get(name)) for run in runs] for name in _names(study, runs)}
     return {
         "overrides": [*study.asked.settings, *of.run],
         "reported": of.reported,
         **({} if of.column is None else {"row": of.row, "column": of.column}),
-        **{name: _summary(name, values) for name, values in scaled.items()},
+        **({"overlap": shared} if shared else {}),
+        **{name: _summary(name, values, shared) for name, values in scaled.items()},
         "runs": [
             {
                 "seed": run.seed,
@@ -111,13 +115,15 @@ def _scaled(study: Study, value: float | None) -> float | None:
     return None if value is None else study.asked.scale * value
 
 
-def _summary(name: str, values: Sequence[float | None]) -> dict[str, Any]:
-    """Mean and interval; of a number that not all runs have, how many do, and the median of all."""
+def _summary(name: str, values: Sequence[float | None], shared: float) -> dict[str, Any]:
+    """Mean and interval, `shared` as `overlap` in `t_interval`; of a number that not all runs have, how many do, and
+    the median of all.
+    """
     there = [value for value in values if value is not None]
     short = reached(name, values)
     if short is not None:
         return {"n": short.count, "of": short.of, "median": short.median}
-    found = t_interval(there)
+    found = t_interval(there, shared)
     return {"n": found.n, "mean": found.mean, "sd": found.sd, "half": found.half}
 
 
@@ -147,7 +153,10 @@ def _differences(study: Study, runs: Mapping[str, Sequence[Run]]) -> list[dict[s
             scaled = {name: None if value is None else value * study.asked.scale for name, value in ends.items()}
             p_values = {"p": one.paired.p if one.seeds >= ENOUGH else None, "p_holm": one.p_holm}
             against = names[rows.index(reference)]
-            found.append({"row": names[one.row], "against": against, "n": one.seeds, **scaled, **p_values})
+            shared = overlap([groups[one.row], groups[one.reference]], split_of(metric.name))
+            corrected = {"overlap": shared} if shared else {}
+            named = {"row": names[one.row], "against": against, "n": one.seeds}
+            found.append({**named, **scaled, **p_values, **corrected})
     return found
 
 
@@ -217,9 +226,13 @@ def main_grid(said: Mapping[str, Any]) -> Grid:
 
 
 def difference_grid(said: Mapping[str, Any]) -> Grid | None:
-    """Paired differences from the reference row; None where there are none."""
+    """Paired differences from the reference row, of a study with columns as a table like the others; None where there
+    are none.
+    """
     if not said["differences"]:
         return None
+    if columns_of(said):
+        return _crossed_differences(said)
     places = _places(said, said["metric"])
     unit = f" ({said['unit']})" if said["unit"] else ""
     headings = ["difference" + unit, "seeds", "mean", "95 % interval", "p", "p (Holm)"]
@@ -233,12 +246,34 @@ def difference_grid(said: Mapping[str, Any]) -> Grid | None:
     return headings, body
 
 
+def _crossed_differences(said: Mapping[str, Any]) -> Grid:
+    """Mean and interval in each column; a star where it is told from none."""
+    columns, places = columns_of(said), _places(said, said["metric"])
+    cells = {(said["rows"][one["row"]]["row"], said["rows"][one["row"]]["column"]): one for one in said["differences"]}
+    unit = f" ({said['unit']})" if said["unit"] else ""
+
+    def shown(row: str, column: str) -> str:
+        one = cells.get((row, column))
+        if one is None:
+            return "n/a"
+        mean = number(one["mean"], places)
+        if one["p_holm"] is None:
+            return mean
+        ends = (number(one["mean"] + side * one["half"], places) for side in (-1, 1))
+        return f"{mean} ({' to '.join(ends)}){'*' if one['p_holm'] < STAR else ''}"
+
+    body = [[row, *(shown(row, column) for column in columns)] for row in dict.fromkeys(row for row, _ in cells)]
+    return [f"minus {said['against']}{unit}", *columns], body
+
+
 def notes(said: Mapping[str, Any]) -> Iterator[str]:
     """What must be known to read the tables, one sentence each."""
     if changed := [word for word in said["changed"] if not word.startswith("device=")]:
         yield f"Not the published setting: changed by {', '.join(changed)}."
     if len(said["seeds"]) > 1:
-        yield f"Mean ± half of the 95 % t-interval over {len(said['seeds'])} seeds."
+        corrected = any("overlap" in row for row in said["rows"].values())
+        how = ", corrected for the examples that splits share (Nadeau and Bengio 2003)" if corrected else ""
+        yield f"Mean ± half of the 95 % t-interval over {len(said['seeds'])} seeds{how}."
     if any("of" in row[name] for row in said["rows"].values() for name in _all(said)):
         yield (
             "Where not all seeds have a number (a target was not reached) there is neither a mean nor a difference; "
@@ -246,7 +281,11 @@ def notes(said: Mapping[str, Any]) -> Iterator[str]:
         )
     if len(said["seeds"]) == 3:
         yield "With 3 seeds that is 2.5 standard deviations: a description, not a ranking."
-    yield f"{'[Reported]' if columns_of(said) else 'Reported'}: {said['source']}."
+    if columns_of(said) and any(one["p_holm"] is not None for one in said["differences"]):
+        yield f"Differences are paired by seed, with their 95 % interval; *: p < {STAR:g}, by Holm for a column's rows."
+    published = any(row["reported"] is not None for row in said["rows"].values())
+    label = "Source" if not published else "[Reported]" if columns_of(said) else "Reported"
+    yield f"{label}: {said['source']}."
     sources = {(one.get("source") or {}).get("commit") for one in said["environments"]}
     commits = ", ".join(sorted(str(commit)[:10] for commit in sources if commit)) or "no checkout"
     dirty = any((one.get("source") or {}).get("dirty") for one in said["environments"])

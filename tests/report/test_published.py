@@ -1,6 +1,8 @@
 """A study's document: its numbers against scipy, its table, and that the pages in docs/ say what it says."""
 
 import json
+import math
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -37,7 +39,8 @@ class TestShipped:
                 assert found["n"] < found["of"]
                 continue
             values = [said["scale"] * value for value in there]
-            low, high = reference.t.interval(0.95, len(values) - 1, found["mean"], reference.sem(values))
+            spread = statistics.stdev(values) * math.sqrt(1 / len(values) + row.get("overlap", 0))
+            low, high = reference.t.interval(0.95, len(values) - 1, found["mean"], spread)
             assert found["mean"] == pytest.approx(sum(values) / len(values))
             assert (found["mean"] - found["half"], found["mean"] + found["half"]) == pytest.approx((low, high))
 
@@ -46,7 +49,10 @@ class TestShipped:
         for one in said["differences"]:
             ours, theirs = ([run["numbers"][said["metric"]] for run in said["rows"][row]["runs"]]
                             for row in (one["row"], one["against"]))  # fmt: skip
-            assert one["p"] == pytest.approx(reference.ttest_rel(ours, theirs).pvalue)
+            found = reference.ttest_rel(ours, theirs)
+            wider = math.sqrt(1 + len(ours) * one.get("overlap", 0))  # examples that the splits share
+            expected = 2 * reference.t.sf(abs(found.statistic) / wider, len(ours) - 1)
+            assert one["p"] == pytest.approx(expected if found.statistic == found.statistic else 1.0)
 
     def test_it_names_a_commit_without_changes_and_no_folder(self, path):
         said = load(path)
@@ -158,6 +164,30 @@ class TestTable:
         for name, row in document["rows"].items():
             row |= {"row": name, "column": "digits"}
         assert crossed_grid(document, "test/recall")[1] == [["ours", "41.0 ± 2.5"], ["theirs", "n/a"]]
+
+    def test_differences_of_a_study_with_columns(self):
+        document = said(seeds=(0, 1, 2))
+        rows = document["rows"]
+        document["rows"] = {
+            f"{name}, {column}": {**row, "row": name, "column": column}
+            for column in ("left", "right") for name, row in rows.items()
+        }  # fmt: skip
+        document["against"] = "theirs"
+        far = {"n": 20, "mean": -12.34, "half": 2.0, "p": 0.001, "p_holm": 0.012}
+        near = {"n": 20, "mean": 0.25, "half": 1.0, "p": 0.3, "p_holm": 0.6}
+        few = {"n": 2, "mean": 0.25, "half": 1.0, "p": None, "p_holm": None}
+        for pair, shown in ((far, near), ["-12.3 (-14.3 to -10.3)*", "0.2 (-0.8 to 1.2)"]), ((far, few), None):
+            document["differences"] = [
+                {"row": f"ours, {column}", "against": f"theirs, {column}", **one}
+                for column, one in zip(("left", "right"), pair, strict=True)
+            ]
+            headings, body = difference_grid(document)
+            assert headings == ["minus theirs (%)", "left", "right"]
+            if shown:
+                assert [cell.replace("\N{MINUS SIGN}", "-") for cell in body[0]] == ["ours", *shown]
+                assert "*: p < 0.05, by Holm" in " ".join(notes(document))
+            else:
+                assert body[0][2] == "0.2"
 
     @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
     def test_pictures(self, seeds):
