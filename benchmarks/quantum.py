@@ -80,10 +80,13 @@ def compare(qubits: int, layers: int, batch: int, options: argparse.Namespace) -
         repeats["jax.jit"] = options.repeats
     double = {name: value.double() for name, value in weights.items()}
     reference = ours(circuit, inputs.double(), double)()
-    for name, run in runs.items():
+    for name, run in list(runs.items()):
         error = max(float((found - right).abs().max() / right.abs().max())
                     for found, right in zip(run(), reference, strict=True))  # fmt: skip
-        if error > TOLERANCE:
+        if error > TOLERANCE and name in ("jax.jit", "lightning.qubit"):
+            print(f"  {name}: off by {error:.1e} at {qubits} qubits, so it is not timed")
+            del runs[name], repeats[name]
+        elif error > TOLERANCE:
             raise SystemExit(f"{name}: off by {error:.1e} at {qubits} qubits, so there is nothing to time")
     if options.device == "cpu":
         square = torch.randn(1024, 1024)
