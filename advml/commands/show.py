@@ -29,13 +29,13 @@ def show_result(result: Mapping[str, Any], baselines: Mapping[str, Mapping[str, 
     """Objective first, then test metrics, budget, parameters and seconds; a column for each baseline's last state."""
     table = Table(title=f"{result['method']} on {result['dataset']}, seed {result['seed']}", title_justify="left")
     best = result["best"]
-    table.add_column("")
-    table.add_column("last state", justify="right")
+    table.add_column("", overflow="fold")  # a name cut short might be another
+    table.add_column("last state", justify="right", overflow="fold")
     if best:
-        table.add_column(f"best state\n(step {best['step']})", justify="right")
+        table.add_column(f"best state\n(step {best['step']})", justify="right", overflow="fold")
     beside = []
     for name, other in baselines.items():
-        table.add_column(f"baseline\n{name}", justify="right")
+        table.add_column(f"baseline\n{name}", justify="right", overflow="fold")
         beside.append({row: last for row, last, _ in _rows(other)})
     for name, last, of_best in _rows(result):
         table.add_row(name, last, *([of_best] if best else []), *(column.get(name, "") for column in beside))
