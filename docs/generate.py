@@ -10,7 +10,8 @@ import re
 import sys
 from pathlib import Path
 
-from advml.report.published import as_markdown, pictures
+from advml.report.published import as_markdown
+from advml.report.published_pictures import pictures
 
 DOCS = Path(__file__).resolve().parent
 PLACE = re.compile(r"(<!-- study (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -84,7 +84,8 @@ def _finish(study: Study, out: Path | None) -> None:
     """study.json and the pictures in the study's folder; the document where it was asked for; the table."""
     from datetime import UTC, datetime
 
-    from advml.report.published import document, pictures
+    from advml.report.published import document
+    from advml.report.published_pictures import pictures
     from advml.runner.files import write_atomic, write_json
 
     said = document(study, f"{datetime.now(UTC):%Y-%m-%d}")

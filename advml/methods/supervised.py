@@ -32,23 +32,22 @@ from advml.contracts import (
     Step,
 )
 from advml.errors import ConfigError
+from advml.nn.early_stopping import EarlyStopping, EpochSettings, loss_in
 from advml.nn.evaluation import measure, predict
 from advml.nn.losses import make_loss
 from advml.nn.membership import attacked
 from advml.nn.metrics import confusion_matrix
 from advml.nn.optimisers import make_optimiser
 from advml.nn.private_training import Privacy, PrivacySettings, train_privately
-from advml.nn.training import TrainingSettings, batches_of, minibatches, train
+from advml.nn.training import batches_of, minibatches, train
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @settings
-class Settings(TrainingSettings):
-    """Passes over the data, how long to wait for an improvement, and whether examples are protected."""
+class Settings(EpochSettings):
+    """Whether a membership attack is tried at the end, and whether examples are protected."""
 
-    epochs: PositiveInt
-    patience: PositiveInt | None
     attack: Literal["none", "loss"]
     privacy: PrivacySettings
 
@@ -66,19 +65,13 @@ class Supervised(Method):
         target = self.data.spec.target
         if isinstance(target, Real):
             self.objective = Objective("mse", "valid", "min")
-        try:
-            self.loss = make_loss(self.config.loss, target, self.config.label_smoothing)
-        except ValueError as error:
-            raise ConfigError(f"method.{error}") from None
-        if self.config.patience is not None and not len(self.data.valid):
-            raise ConfigError("method.patience: needs validation examples; set dataset.valid above 0")
+        self.loss = make_loss(self.config.loss, target, self.config.label_smoothing)
+        self.stopping = EarlyStopping(self.config.patience, self.data.valid)
         if self.config.attack != "none" and (isinstance(target, Real) or not len(self.data.test)):
             raise ConfigError("method.attack: needs classes and test examples; use method.attack=none")
         self.network = context.build()
         self.optimiser = make_optimiser(self.network.parameters(), self.config)
         self.updates_per_epoch = -(-len(self.data.train) // self.config.batch_size)
-        self.lowest: float | None = None  # validation loss, and the epochs since it was reached
-        self.waited = 0
         self.privacy = None if self.config.privacy.kind == "none" else self._private()
 
     def _private(self) -> Privacy:
@@ -136,16 +129,7 @@ class Supervised(Method):
         return Step({"loss": loss}, end_phase=self._has_stalled())
 
     def _has_stalled(self) -> bool:
-        """Early stopping: no lower validation loss for `patience` epochs."""
-        if self.config.patience is None:
-            return False
-        metrics = self._measure("valid")
-        now = float(metrics["loss" if "loss" in metrics else "mse"])  # type: ignore[arg-type]
-        if self.lowest is None or now < self.lowest:
-            self.lowest, self.waited = now, 0
-        else:
-            self.waited += 1
-        return bool(self.waited >= self.config.patience)
+        return self.stopping.after(lambda: loss_in(self._measure("valid")))
 
     def evaluate(self, split: SplitName) -> Metrics:
         """Loss, accuracy, macro-F1, calibration error and, for two classes, ROC-AUC; or MSE, MAE and R²; and ε."""
@@ -160,8 +144,7 @@ class Supervised(Method):
         return {
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "lowest": self.lowest,
-            "waited": self.waited,
+            **self.stopping.state_dict(),
             **({} if self.privacy is None else {"private_updates": self.privacy.released}),
         }
 
@@ -169,7 +152,7 @@ class Supervised(Method):
         """Restore all of it."""
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.lowest, self.waited = state["lowest"], state["waited"]
+        self.stopping.load_state_dict(state)
         if self.privacy is not None:
             self.privacy.restore(state["private_updates"])
 
@@ -250,8 +233,9 @@ class Rates(Supervised):
         if at.index == 0:
             self._begin(at.phase)
         step = super().step(at)
-        if not self.waited and self.lowest is not None and self.lowest < self.chosen["loss"]:
-            self.chosen = {"loss": self.lowest, "rate": self.config.lr, "weights": self._weights()}
+        lowest = self.stopping.lowest
+        if not self.stopping.waited and lowest is not None and lowest < self.chosen["loss"]:
+            self.chosen = {"loss": lowest, "rate": self.config.lr, "weights": self._weights()}
         if at.phase == len(self.config.rates) - 1 and (at.last or step.end_phase) and self.chosen["weights"]:
             self.network.load_state_dict(self.chosen["weights"])
         return step
@@ -261,7 +245,7 @@ class Rates(Supervised):
         self.network.load_state_dict(self.start)
         self.config = replace(self.config, lr=self.config.rates[phase])
         self.optimiser = make_optimiser(self.network.parameters(), self.config)
-        self.lowest, self.waited = None, 0
+        self.stopping = EarlyStopping(self.config.patience, self.data.valid)
 
     def state_dict(self) -> dict[str, Any]:
         """And the rate at hand, the best weights so far."""

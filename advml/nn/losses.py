@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from advml.contracts import Batch, Classes, Target
+from advml.errors import ConfigError
 
 LossName = Literal["auto", "cross_entropy", "mse", "l1", "huber"]
 Loss = Callable[[Tensor, Batch], Tensor]
@@ -42,16 +43,16 @@ def cross_entropy(logits: Tensor, batch: Batch, smoothing: float = 0.0) -> Tenso
 def make_loss(name: LossName, target: Target, smoothing: float = 0.0) -> Loss:
     """The loss of that name; `auto` is cross-entropy for classes and the squared error for real targets.
 
-    Raises ValueError, as "KEY: what is wrong", where name and target do not go together.
+    Raises ConfigError where name and target do not go together.
     """
     classes = isinstance(target, Classes)
     if name == "auto":
         name = "cross_entropy" if classes else "mse"
     if classes != (name == "cross_entropy"):
         kind = "classes" if classes else "real numbers"
-        raise ValueError(f"loss: {name} does not fit a target of {kind}; use method.loss=auto")
+        raise ConfigError(f"method.loss: {name} does not fit a target of {kind}; use method.loss=auto")
     if smoothing and not classes:
-        raise ValueError("label_smoothing: needs a target of classes; use method.label_smoothing=0")
+        raise ConfigError("method.label_smoothing: needs a target of classes; use method.label_smoothing=0")
     if name == "cross_entropy":
         return lambda outputs, batch: cross_entropy(outputs, batch, smoothing)
     measure = REGRESSION[name]

@@ -1,4 +1,4 @@
-"""A study's numbers as one document (docs/results/NAME.json); the table and pictures that are made from it alone."""
+"""A study's numbers as one document (docs/results/NAME.json), and the tables that are made from it alone."""
 
 from __future__ import annotations
 
@@ -6,21 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-
 from advml.errors import AdvmlError
 from advml.report.formats import decimals_of, number, plus_minus, probability
 from advml.report.gather import Group, Run, overlap, read_run, settings_of, split_of
-from advml.report.heat import mean_map
-from advml.report.layout import STYLE, Picture, heatmaps
 from advml.report.metrics import Metric
 from advml.report.ranking import ENOUGH, differences_from
 from advml.report.reached import Reached, absent, reached
 from advml.report.reached import said as in_words
 from advml.report.stats import Interval, t_interval
-from advml.runner import figures
 from advml.runner.artifacts import read_csv
 from advml.runner.folder import RunFolder
 from advml.runner.jobs import Job
@@ -192,7 +185,7 @@ def crossed_grid(said: Mapping[str, Any], metric: str) -> Grid:
     columns = columns_of(said)
     cells = {(cell["row"], cell["column"]): cell for cell in said["rows"].values()}
     places = _places(said, metric)
-    title = _words(metric) + (f" ({said['unit']})" if said["unit"] else "")
+    title = words(metric) + (f" ({said['unit']})" if said["unit"] else "")
 
     def shown(row: str, column: str) -> str:
         cell = cells.get((row, column))
@@ -212,8 +205,8 @@ def main_grid(said: Mapping[str, Any]) -> Grid:
     shown = len(seeds) if 1 < len(seeds) <= FEW else 0
     reported = any(row["reported"] is not None for row in said["rows"].values())
     unit = f" ({said['unit']})" if said["unit"] else ""
-    headings = ["", *(f"seed {seed}" for seed in seeds[:shown]), _words(said["metric"]) + unit]
-    headings += [_words(name) + unit for name in said["also"]] + ["reported"] * reported
+    headings = ["", *(f"seed {seed}" for seed in seeds[:shown]), words(said["metric"]) + unit]
+    headings += [words(name) + unit for name in said["also"]] + ["reported"] * reported
     places = {name: _places(said, name) for name in _all(said)}
     body = []
     for name, row in said["rows"].items():
@@ -310,10 +303,11 @@ def _all(said: Mapping[str, Any]) -> list[str]:
 
 
 def _places(said: Mapping[str, Any], name: str) -> int | None:
-    return _fewer(decimals_of([_found(row, name) for row in said["rows"].values() if name in row]))
+    return _fewer(decimals_of([found_in(row, name) for row in said["rows"].values() if name in row]))
 
 
-def _found(row: Mapping[str, Any], name: str) -> Interval | Reached:
+def found_in(row: Mapping[str, Any], name: str) -> Interval | Reached:
+    """A metric of a row over its seeds."""
     summary = row[name]
     if "of" in summary:
         return Reached(summary["n"], summary["of"], summary["median"])
@@ -322,7 +316,7 @@ def _found(row: Mapping[str, Any], name: str) -> Interval | Reached:
 
 def _measured(row: Mapping[str, Any], name: str, places: int | None) -> str:
     """`60.1 ± 3.2`, `not reached (2 of 5)`."""
-    found = _found(row, name)
+    found = found_in(row, name)
     if isinstance(found, Interval):
         return plus_minus(found, places)
     return in_words(name, found, number(found.median, places))
@@ -333,76 +327,6 @@ def _fewer(places: int | None) -> int | None:
     return None if places is None else min(places, 2) if places < 4 else places
 
 
-def _words(name: str) -> str:
+def words(name: str) -> str:
+    """`test_accuracy` → `test accuracy`."""
     return name.replace("/", " ").replace("_", " ")
-
-
-# --- from the document to pictures --------------------------------------------------------------------------------
-
-
-def pictures(said: Mapping[str, Any]) -> dict[str, Picture]:
-    """NAME: rows against the published numbers. NAME_TABLE: the mean matrix of each row, for every kept table."""
-    made = {said["study"]: _beside_published(said)}
-    for table in dict.fromkeys(name for row in said["rows"].values() for run in row["runs"] for name in run["tables"]):
-        for column in _panels(said):
-            maps = [
-                mean_map(
-                    f"{of.get('row', row)} ({len(of['runs'])} seeds)", [run["tables"][table] for run in of["runs"]]
-                )
-                for row, of in said["rows"].items()
-                if of.get("column") == column
-            ]
-            if kept := [one for one in maps if one is not None]:
-                name = f"{said['study']}_{table}" + (f"_{column}" if column else "")
-                made[name] = heatmaps(kept, (), said["title"] + (f", {column}" if column else ""))
-    return made
-
-
-def _beside_published(said: Mapping[str, Any]) -> Picture:
-    """One line a row, a panel a column: every seed, the mean with its interval, the published number."""
-    columns = _panels(said)
-    rows = list(dict.fromkeys(cell.get("row", name) for name, cell in said["rows"].items()))
-    width = 6.4 if len(columns) == 1 else 1.6 + 3.2 * len(columns)
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(width, 1.5 + 0.42 * len(rows)), layout="constrained")
-        panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)[0]
-        for axes, column in zip(panels, columns, strict=True):
-            for name, cell in said["rows"].items():
-                if cell.get("column") == column:
-                    _line(axes, rows.index(cell.get("row", name)), cell, said["metric"])
-            axes.grid(alpha=0.3, axis="x")
-            axes.set_axisbelow(True)
-            axes.set_xlabel(_words(said["metric"]) + (f" ({said['unit']})" if said["unit"] else ""))
-            axes.set_title(said["title"] if column is None else column)
-        panels[0].set_yticks(range(len(rows)), rows)
-        panels[0].set_ylim(len(rows) - 0.4, -0.6)
-        for axes in panels:
-            axes.tick_params(axis="y", length=0)
-        if columns != [None]:
-            figure.suptitle(said["title"])
-        named = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
-        figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=3, frameon=False)
-        return figures.rendered(figure)
-
-
-def _panels(said: Mapping[str, Any]) -> list[str | None]:
-    """The columns, or the one of a study without."""
-    return [*columns_of(said)] or [None]
-
-
-def _line(axes: Axes, place: int, cell: Mapping[str, Any], metric: str) -> None:
-    found = _found(cell, metric)
-    if isinstance(found, Interval):
-        axes.errorbar(found.mean, place, xerr=found.half, fmt="D", ms=6, color=figures.COLOURS[0], capsize=4, zorder=3,
-                      label="mean, 95 % t-interval")  # fmt: skip
-    else:
-        axes.text(0.985, place - 0.12, f"{absent(metric)} by {found.of - found.count} of {found.of}",
-                  transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=8)  # fmt: skip
-        if found.median is not None:
-            axes.plot(found.median, place, "D", ms=6, mfc="white", mew=1.4, color=figures.COLOURS[0], zorder=3,
-                      label="median, not reached counts as larger")  # fmt: skip
-    values = [run[metric] for run in cell["runs"] if run[metric] is not None]
-    axes.plot(values, [place + 0.22] * len(values), "|", ms=9, mew=1.4, color="black", label="each seed")
-    if cell["reported"] is not None:
-        axes.plot(cell["reported"], place, "s", ms=9, mfc="none", mew=1.6, color=figures.COLOURS[1], zorder=4,
-                  label="reported")  # fmt: skip

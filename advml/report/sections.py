@@ -35,11 +35,12 @@ def published(paths: Sequence[Path]) -> Iterator[Html]:
         if not (path / "study.json").is_file():
             continue
         from advml.report import published as study  # it knows how studies are run
+        from advml.report.published_pictures import pictures as drawings_of
 
         try:
             said = json.loads((path / "study.json").read_text())
             first, second = study.main_grid(said), study.difference_grid(said)
-            notes, drawn = list(study.notes(said)), study.pictures(said)
+            notes, drawn = list(study.notes(said)), drawings_of(said)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             yield tag("p", f"study.json cannot be read: {type(error).__name__}: {error}")
             continue

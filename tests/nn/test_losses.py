@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from advml.contracts import Batch, Classes, Nothing, Real
+from advml.errors import ConfigError
 from advml.nn.losses import cross_entropy, make_loss, masked, mean_of
 
 ACTIVE = torch.tensor([0, 2, 3, 6])
@@ -125,7 +126,7 @@ def test_losses_of_classes():
     ],
 )
 def test_a_misfit_is_refused(name, target, said):
-    with pytest.raises(ValueError, match=said):
+    with pytest.raises(ConfigError, match=said):
         make_loss(name, target)
 
 
@@ -135,5 +136,5 @@ def test_mean_of_weighs_by_size():
 
 
 def test_a_network_without_a_target_has_no_loss():
-    with pytest.raises(ValueError, match="does not fit"):
+    with pytest.raises(ConfigError, match="does not fit"):
         make_loss("cross_entropy", Nothing())

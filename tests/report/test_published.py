@@ -13,7 +13,8 @@ from scipy import stats as reference
 import advml
 from advml.errors import AdvmlError
 from advml.report import published
-from advml.report.published import as_markdown, crossed_grid, difference_grid, document, main_grid, notes, pictures
+from advml.report.published import as_markdown, crossed_grid, difference_grid, document, main_grid, notes
+from advml.report.published_pictures import pictures
 from advml.runner.jobs import Job
 from advml.runner.run import Asked
 from advml.runner.studies import RowSettings, Study, StudySettings

@@ -62,10 +62,7 @@ class Continual(Method):
             raise ConfigError(f"view: no training example for the task of classes {', '.join(empty)}")
         if (self.config.iterations is None) == (self.config.epochs is None):
             raise ConfigError("method.iterations, method.epochs: give one of the two and set the other to null")
-        try:
-            self.loss = make_loss(self.config.loss, self.stream.spec.target, self.config.label_smoothing)
-        except ValueError as error:
-            raise ConfigError(f"method.{error}") from None
+        self.loss = make_loss(self.config.loss, self.stream.spec.target, self.config.label_smoothing)
         self.network = context.build()
         self.optimiser = make_optimiser(self.network.parameters(), self.config)
         self.begun = 0  # tasks whose training has begun

@@ -65,10 +65,7 @@ class Rounds(Method):
         target = self.view.spec.target
         if isinstance(target, Real):
             self.objective = Objective(self.objective.metric.replace("accuracy", "mse"), "valid", "min")
-        try:
-            self.loss = make_loss(self.config.loss, target, self.config.label_smoothing)
-        except ValueError as error:
-            raise ConfigError(f"method.{error}") from None
+        self.loss = make_loss(self.config.loss, target, self.config.label_smoothing)
         if self.config.curve != "none" and not len(measuring.whole(self.view, self.config.curve)):
             raise ConfigError(f"method.curve={self.config.curve}: the split is empty; see dataset.{self.config.curve}")
         self.network = context.build()

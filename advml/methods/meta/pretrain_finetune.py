@@ -59,10 +59,7 @@ class PretrainFinetune(MetaLearner):
         self.context, self.config, self.view = context, context.settings, context.data
         if self.view.base is None or self.view.base_spec is None:
             raise ConfigError("view: its tasks are of no common set of classes to learn at once; try dataset=omniglot")
-        try:
-            self.supervised = make_loss(self.config.loss, self.view.base_spec.target, self.config.label_smoothing)
-        except ValueError as error:
-            raise ConfigError(f"method.{error}") from None
+        self.supervised = make_loss(self.config.loss, self.view.base_spec.target, self.config.label_smoothing)
         self.network = context.build(self.view.base_spec)
         self.optimiser = make_optimiser(self.network.parameters(), self.config)
         self.beginner = context.build(self.view.spec, "new head")

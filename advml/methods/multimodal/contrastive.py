@@ -30,8 +30,9 @@ from advml.contracts import (
     Step,
 )
 from advml.errors import ConfigError
-from advml.methods.multimodal.common import Waiting, check_patience, shuffled
+from advml.methods.multimodal.common import shuffled
 from advml.methods.multimodal.retrieval import complete, keys_of, retrieval_grid, retrieval_metrics
+from advml.nn.early_stopping import EarlyStopping
 from advml.nn.evaluation import BATCH, evaluating
 from advml.nn.losses import at_least_float32
 from advml.nn.metrics import accuracy
@@ -85,7 +86,7 @@ class Contrastive(Method):
         self.names = tuple(self.data.spec.streams)
         if len(self.names) != 2:
             raise ConfigError("view: contrastive learning needs two modalities; use another data set or view.use=null")
-        check_patience(context)
+        self.stopping = EarlyStopping(self.config.patience, self.data.valid)
         self.network = context.build()
         if not hasattr(self.network, "embed"):
             raise ConfigError("model: embeds no modality by itself; use model=clip")
@@ -105,7 +106,6 @@ class Contrastive(Method):
         self.of_loss = make_optimiser(own, replace(self.config, weight_decay=0.0))
         self.training = complete(self.data.train, self.data.spec)
         self.updates_per_epoch = -(-len(self.training) // self.config.batch_size)
-        self.waiting = Waiting(self.config.patience)
 
     def phases(self) -> Sequence[Phase]:
         """One phase of epochs."""
@@ -128,7 +128,7 @@ class Contrastive(Method):
             after=self._move_scale,
             autocast=self.context.autocast,
         )
-        over = self.config.patience is not None and self.waiting.over(-float(self._found("valid")["recall_at_1"]))
+        over = self.stopping.after(lambda: -self._found("valid")["recall_at_1"])
         return Step({"loss": loss, "scale": self.scale.detach().exp()}, end_phase=over)
 
     def _loss(self, outputs: Tensor, batch: Batch) -> Tensor:
@@ -200,7 +200,7 @@ class Contrastive(Method):
             "bias": self.pairs.bias,
             "optimiser": self.optimiser.state_dict(),
             "of_loss": self.of_loss.state_dict(),
-            "waiting": self.waiting.state_dict(),
+            "waiting": self.stopping.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -211,7 +211,7 @@ class Contrastive(Method):
                 self.pairs.bias.copy_(state["bias"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.of_loss.load_state_dict(state["of_loss"])
-        self.waiting.load_state_dict(state["waiting"])
+        self.stopping.load_state_dict(state["waiting"])
 
     def result(self) -> Network:
         """The two towers."""

@@ -30,22 +30,19 @@ from advml.contracts import (
 )
 from advml.errors import ConfigError
 from advml.methods.multimodal.common import (
-    EpochSettings,
-    Waiting,
-    check_patience,
-    loss_of,
     main_metric,
     measured,
     on_device,
     robustness,
     shuffled,
-    watched,
 )
 from advml.methods.multimodal.heads import Alone, Blind, with_heads
 from advml.methods.multimodal.pictures import as_cpu, attention_picture, confusion, seen
 from advml.methods.multimodal.retrieval import pair_scores, retrieval_grid, retrieval_metrics
 from advml.models.fusion import FusionNetwork
+from advml.nn.early_stopping import EarlyStopping, EpochSettings, loss_in
 from advml.nn.evaluation import evaluating, measure, predict
+from advml.nn.losses import make_loss
 from advml.nn.multimodal.losses import same_meaning
 from advml.nn.multimodal.modulation import coefficients, confidence, modulate
 from advml.nn.multimodal.presence import draw_gone, without
@@ -90,15 +87,14 @@ class Fusion(Method):
         self.context, self.config, self.data = context, context.settings, context.data
         if isinstance(self.data.spec.target, Real):
             self.objective = Objective("mse", "valid", "min")
-        check_patience(context)
-        self.loss = loss_of(context)
+        self.loss = make_loss(self.config.loss, self.data.spec.target, self.config.label_smoothing)
+        self.stopping = EarlyStopping(self.config.patience, self.data.valid)
         self.network = context.build()
         self.heads = with_heads(self.network, self.data)
         self.rates = self._rates()
         self._check_remedies()
         self.optimiser = make_optimiser(self.network.parameters(), self.config)
         self.updates_per_epoch = -(-len(self.data.train) // self.config.batch_size)
-        self.waiting = Waiting(self.config.patience)
         self.scores: dict[str, Tensor] = {}  # of the batch at hand: what each modality alone gives to the truth
 
     def _rates(self) -> dict[str, float]:
@@ -157,8 +153,7 @@ class Fusion(Method):
             transform=self._modulation(at.index, start),
             autocast=self.context.autocast,
         )
-        over = self.config.patience is not None and self.waiting.over(watched(self._measure("valid")))
-        return Step({"loss": loss}, end_phase=over)
+        return Step({"loss": loss}, end_phase=self.stopping.after(lambda: loss_in(self._measure("valid"))))
 
     def _batches(self, start: int, stop: int) -> Iterator[Batch]:
         """Training batches; examples lack what modality dropout took."""
@@ -238,14 +233,14 @@ class Fusion(Method):
         return {
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "waiting": self.waiting.state_dict(),
+            "waiting": self.stopping.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore all of it."""
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
-        self.waiting.load_state_dict(state["waiting"])
+        self.stopping.load_state_dict(state["waiting"])
 
     def result(self) -> Network:
         """The trained network."""

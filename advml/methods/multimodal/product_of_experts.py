@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from advml import registry
 from advml.artifacts import Artifact
@@ -28,19 +30,13 @@ from advml.contracts import (
 )
 from advml.data.source import ModalSplit
 from advml.errors import ConfigError
-from advml.methods.multimodal.common import (
-    EpochSettings,
-    Waiting,
-    check_patience,
-    loss_of,
-    measured,
-    robustness,
-    watched,
-)
+from advml.methods.multimodal.common import measured, robustness
 from advml.methods.multimodal.pictures import confusion
 from advml.models.build import build
 from advml.models.experts import Experts, parts
+from advml.nn.early_stopping import EarlyStopping, EpochSettings, loss_in
 from advml.nn.evaluation import measure, predict
+from advml.nn.losses import make_loss
 from advml.nn.multimodal.experts import log_prior
 from advml.nn.optimisers import make_optimiser
 from advml.nn.training import batches_of, minibatches, train
@@ -68,8 +64,7 @@ class ProductOfExperts(Method):
     def setup(self, context: Context) -> None:
         """Build the experts and their optimisers; count the classes of the training examples."""
         self.context, self.config, self.data = context, context.settings, context.data
-        check_patience(context)
-        self.loss = loss_of(context)
+        self.loss = make_loss(self.config.loss, self.data.spec.target, self.config.label_smoothing)
         spec, each = self.data.spec, parts(self.data.spec)
         for name in self.config.models:
             if name not in each:
@@ -80,7 +75,7 @@ class ProductOfExperts(Method):
         self.network.get_buffer("prior").copy_(log_prior(self.data.train.target, classes, self.config.prior_smoothing))
         self.training = {name: self._own(name, self.data.train, only_present=True) for name in experts}
         self.optimisers = {name: make_optimiser(expert.parameters(), self.config) for name, expert in experts.items()}
-        self.waiting = {name: Waiting(self.config.patience) for name in experts}
+        self.stopping = {name: EarlyStopping(self.config.patience, self.data.valid) for name in experts}
 
     def _built(self, name: str, spec: Spec) -> Network:
         """The network of a modality: the one that `models` names, otherwise the chosen model."""
@@ -117,7 +112,7 @@ class ProductOfExperts(Method):
         """An epoch of each expert that has not stopped early; the mean loss of each that trained."""
         found = {}
         for name, own in self.training.items():
-            if self._stopped(name):
+            if self.stopping[name].over:
                 continue
             each = -(-len(own) // self.config.batch_size)
             start = at.index * each
@@ -135,12 +130,11 @@ class ProductOfExperts(Method):
                 count=self.context.count,
                 autocast=self.context.autocast,
             )
-            if self.config.patience is not None:
-                self.waiting[name].over(watched(self._alone(name, "valid")))
-        return Step(found, end_phase=all(map(self._stopped, self.training)))
+            self.stopping[name].after(partial(self._watched, name))
+        return Step(found, end_phase=all(stopping.over for stopping in self.stopping.values()))
 
-    def _stopped(self, name: str) -> bool:
-        return self.config.patience is not None and self.waiting[name].waited >= self.config.patience
+    def _watched(self, name: str) -> float | Tensor:
+        return loss_in(self._alone(name, "valid"))
 
     def _alone(self, name: str, split: SplitName) -> Metrics:
         own = self._own(name, self.data.split(split), only_present=True)
@@ -161,7 +155,7 @@ class ProductOfExperts(Method):
         return {
             "network": self.network.state_dict(),
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
-            "waiting": {name: waiting.state_dict() for name, waiting in self.waiting.items()},
+            "waiting": {name: stopping.state_dict() for name, stopping in self.stopping.items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -169,7 +163,7 @@ class ProductOfExperts(Method):
         self.network.load_state_dict(state["network"])
         for name in self.training:
             self.optimisers[name].load_state_dict(state["optimisers"][name])
-            self.waiting[name].load_state_dict(state["waiting"][name])
+            self.stopping[name].load_state_dict(state["waiting"][name])
 
     def result(self) -> Network:
         """The product."""
