@@ -58,7 +58,8 @@ class Spec:
     `tokens`: input → size of its vocabulary, where inputs are whole numbers that stand for characters or words.
     `streams`: input → what modality it is, in data of several; masks are inputs too, and no streams.
     Not compared: `groups`, name → number of classes that follow each other (parts of a series, alphabets);
-    `class_splits`, train, valid, test → its classes, where the source fixes it; `drawn`: no examples.
+    `class_splits`, train, valid, test → its classes, where the source fixes it; `drawn`: no examples; `matched`: the
+    modalities of an example belong together (where they do not, whether they do is what is asked).
     """
 
     inputs: Mapping[str, tuple[int, ...]]
@@ -66,6 +67,7 @@ class Spec:
     groups: Mapping[str, int] = field(default_factory=dict, compare=False)
     class_splits: Mapping[str, tuple[int, ...]] = field(default_factory=dict, compare=False)
     drawn: bool = field(default=False, compare=False)
+    matched: bool = field(default=True, compare=False)
     tokens: Mapping[str, int] = field(default_factory=dict)
     streams: Mapping[str, Stream] = field(default_factory=dict)
 

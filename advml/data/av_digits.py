@@ -150,7 +150,8 @@ class AvDigits:
         config = self.config
         inputs = {"image": (1, SIDE, SIDE), "audio": (config.frames, config.bands), "audio_mask": (config.frames,)}
         streams = {"image": Stream("image"), "audio": Stream("frames", "audio_mask")}
-        return Spec(inputs, Classes(10 if config.task == "digit" else 2), streams=streams)
+        matched = config.task == "digit"
+        return Spec(inputs, Classes(10 if matched else 2), streams=streams, matched=matched)
 
     def load(self, source: Source) -> Loaded:
         """Read both data sets and pair them. Training and validation pictures are MNIST's training pictures."""

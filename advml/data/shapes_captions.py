@@ -184,8 +184,9 @@ class ShapesCaptions:
         """A picture and a caption → do they match (2), or what they mean (128)."""
         inputs = {"image": (3, SIDE, SIDE), "text": (LENGTH,), "text_mask": (LENGTH,)}
         streams = {"image": Stream("image"), "text": Stream("tokens", "text_mask")}
-        target = Classes(2 if self.config.task == "matches" else MEANINGS)
-        return Spec(inputs, target, tokens={"text": len(PLACE_OF)}, streams=streams)
+        matched = self.config.task == "retrieve"
+        target = Classes(MEANINGS if matched else 2)
+        return Spec(inputs, target, tokens={"text": len(PLACE_OF)}, streams=streams, matched=matched)
 
     def load(self, source: Source) -> Loaded:
         """Make train, valid and test, each of whole fours of pairs, by keys of their own."""

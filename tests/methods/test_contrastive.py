@@ -137,6 +137,10 @@ class TestRefusals:
         line = refused(play, "method=contrastive", "view.use=[image]", "model=late_fusion")
         assert line == "view: contrastive learning needs two modalities; use another data set or view.use=null"
 
+    def test_data_in_which_half_the_pairs_do_not_match(self, play):
+        line = refused(play, "method=contrastive", "dataset=shapes_captions", "dataset.task=matches")
+        assert line == "dataset.task: asks which pairs match, so half of them do not; use a task where all do"
+
     def test_a_model_without_embeddings(self, play):
         line = refused(play, "method=contrastive", "model=early_fusion")
         assert line == "model: embeds no modality by itself; use model=clip"

@@ -86,6 +86,8 @@ class Contrastive(Method):
         self.names = tuple(self.data.spec.streams)
         if len(self.names) != 2:
             raise ConfigError("view: contrastive learning needs two modalities; use another data set or view.use=null")
+        if not self.data.spec.matched:
+            raise ConfigError("dataset.task: asks which pairs match, so half of them do not; use a task where all do")
         self.stopping = EarlyStopping(self.config.patience, self.data.valid)
         self.network = context.build()
         if not hasattr(self.network, "embed"):
