@@ -17,11 +17,15 @@ from advml.errors import ConfigError
 
 
 def build(name: str, settings: Any, spec: Spec, seed: int) -> Network:
-    """The network `name` for `spec`, initialised on the CPU in float32: a pure function of its arguments."""
+    """The network `name` for `spec`, initialised on the CPU in float32: a pure function of its arguments.
+
+    Filters lie in memory with channels last, and so then do the maps that they give: on a CPU that is up to three times
+    as fast (docs/benchmarks.md).
+    """
     cls = registry.resolve("model", name)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network: Network = cls.make(spec, settings)
+        network: Network = cls.make(spec, settings).to(memory_format=torch.channels_last)
     if not hasattr(network, "recipe"):
         network.recipe = {"name": name, "settings": asdict(settings), "spec": spec.to_dict()}
     return network

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from advml.config import Fraction, PositiveInt, settings
 from advml.contracts import Network, Nothing, Spec
 from advml.models.norm import Norm2d, norm2d
+from advml.nn.affine import Affine
 
 
 @settings
@@ -62,7 +63,7 @@ class Cnn(Network):
                 nn.MaxPool2d(2),
             ]
             width = channels
-        layers += [nn.Flatten(), nn.Linear(width * (rows // 4) * (columns // 4), settings.hidden), nn.ReLU()]
+        layers += [nn.Flatten(), Affine(width * (rows // 4) * (columns // 4), settings.hidden), nn.ReLU()]
         if settings.dropout:
             layers.append(nn.Dropout(settings.dropout))
         self.body = nn.Sequential(*layers)

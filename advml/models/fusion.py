@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from advml.contracts import Network, Nothing, Spec
 from advml.nn.multimodal.encoders import Tower, TowerSettings, streams_of
-from advml.nn.products import keep_freed_memory
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,6 @@ class FusionNetwork(Network):
     def __init__(self, spec: Spec, settings: TowerSettings, depth: int | None = None) -> None:
         """`depth`: of the encoders, where the settings' is another part's."""
         super().__init__()
-        keep_freed_memory()  # of the many tensors of a forward pass: training takes a tenth less time
         self.kinds = streams_of(spec)
         self.streams = tuple(self.kinds)
         self.towers = nn.ModuleDict(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from advml.config import Fraction, PositiveInt, settings
 from advml.contracts import Network, Nothing, Spec
+from advml.nn.affine import Affine
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "softplus": nn.Softplus, "gelu": nn.GELU}
 
@@ -71,7 +72,7 @@ class Mlp(_Flat):
         width = flat_size(spec)
         layers: list[nn.Module] = []
         for hidden in settings.hidden:
-            layers.append(nn.Linear(width, hidden))
+            layers.append(Affine(width, hidden))
             if settings.norm != "none":
                 layers.append(nn.BatchNorm1d(hidden) if settings.norm == "batch" else nn.LayerNorm(hidden))
             layers.append(ACTIVATIONS[settings.activation]())

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
+
+
+def _of_onednn(a: Tensor, weight: Tensor, *_: Any, **__: Any) -> int:
+    return 2 * a.numel() * len(weight)
 
 
 class FlopCounter(TorchDispatchMode):
@@ -24,7 +29,8 @@ class FlopCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         output = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(func._overloadpacket)
+        missing = _of_onednn if str(func) == "mkldnn._linear_pointwise.default" else None
+        formula = flop_registry.get(func._overloadpacket, missing)
         if formula is not None:
             self.total += int(formula(*args, **(kwargs or {}), out_val=output))
         return output

@@ -20,23 +20,23 @@ def suits_onednn(weight: Tensor) -> bool:
 
 def product(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """a Wᵀ + bias [B, out] for a [B, in], W [out, in]."""
-    return _onednn(a, weight, bias) if suits_onednn(weight) else nn.functional.linear(a, weight, bias)
+    return onednn(a, weight, bias) if suits_onednn(weight) else nn.functional.linear(a, weight, bias)
 
 
 def product_back(delta: Tensor, weight: Tensor) -> Tensor:
     """Δ W [B, in] for Δ [B, out], W [out, in]: a linear layer's gradient with respect to its input."""
-    return _onednn(delta, weight.T, None) if suits_onednn(weight) else delta @ weight
+    return onednn(delta, weight.T, None) if suits_onednn(weight) else delta @ weight
 
 
 def add_outer(total: Tensor, delta: Tensor, a: Tensor) -> None:
     """Add Δᵀ a to `total` [out, in], for Δ [B, out], a [B, in]: a linear layer's gradient with respect to W."""
     if suits_onednn(total):
-        total += _onednn(delta.T, a.T, None)
+        total += onednn(delta.T, a.T, None)
     else:
         total.addmm_(delta.T, a)
 
 
-def _onednn(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def onednn(a: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """a Wᵀ + bias by oneDNN, which copies neither side (torch's own call of it copies both) but wants rows for a."""
     found: Tensor = torch.ops.mkldnn._linear_pointwise(a.contiguous(), weight, bias, "none", [], "")
     return found

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from advml.nn.affine import Affine
 from advml.nn.losses import at_least_float32
 
 Likelihood = Literal["bernoulli", "gaussian"]
@@ -82,5 +83,5 @@ def make_vae(width: int, hidden: Sequence[int], latent: int, likelihood: Likelih
 def _mlp(widths: Sequence[int]) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in pairwise(widths):
-        layers += [nn.Linear(before, after), nn.ReLU()]
+        layers += [Affine(before, after), nn.ReLU()]
     return nn.Sequential(*layers[:-1])

@@ -267,7 +267,7 @@ def notes(said: Mapping[str, Any]) -> Iterator[str]:
         corrected = any("overlap" in row for row in said["rows"].values())
         how = ", corrected for the examples that splits share (Nadeau and Bengio 2003)" if corrected else ""
         yield f"Mean ± half of the 95 % t-interval over {len(said['seeds'])} seeds{how}."
-    if any("of" in row[name] for row in said["rows"].values() for name in _all(said)):
+    if any("of" in row.get(name, ()) for row in said["rows"].values() for name in _all(said)):
         yield (
             "Where not all seeds have a number (a target was not reached) there is neither a mean nor a difference; "
             "the median counts those that did not reach it as larger than any."

@@ -42,7 +42,14 @@ class RunContext:
         return torch.autocast(self.device.type, torch.bfloat16) if self._autocast else nullcontext()
 
     def build(self, spec: Spec | None = None, purpose: str = "model") -> Network:
-        """Initialised on the CPU from (seed, purpose), then moved: the same weights on every device."""
+        """Initialised on the CPU from (seed, purpose), then moved: the same weights on every device.
+
+        On other devices than the CPU filters lie in memory as torch has them.
+        """
         spec = spec or self.data.spec
         seed = derive(self._seed, "build", purpose)
-        return build(self._model.name, self._model.settings, spec, seed).to(self.device, self.dtype)
+        network = build(self._model.name, self._model.settings, spec, seed).to(self.device, self.dtype)
+        if self.device.type == "cpu":
+            return network
+        as_torch: Network = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        return as_torch

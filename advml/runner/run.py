@@ -22,6 +22,7 @@ from advml.data.files import resolve_data_dir
 from advml.data.reduce import reduced_spec, told
 from advml.data.source import Source, Whole, split
 from advml.errors import AdvmlError, ConfigError
+from advml.nn.products import keep_freed_memory
 from advml.runner import checkpoint, environment, files
 from advml.runner.budget import Budget
 from advml.runner.context import DTYPES, RunContext
@@ -232,6 +233,7 @@ def _job(bound: Bound, device: torch.device, observers: Sequence[Observer], worl
 def set_up(bound: Bound, view: Any, device: torch.device, budget: Budget, world: Alone) -> Method:
     """The method at its beginning, with the view on the device: alike in every process of a run."""
     run = bound.run
+    keep_freed_memory()
     reseed(run.seed, "setup")
     method: Method = bound.method.cls()
     seen = None if view is None else view.to(device, DTYPES[run.precision])

@@ -91,11 +91,13 @@ def train(network, optimiser, updates):
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_bit_equal_to_torch_foreach_in_float32(rule):
+def test_bit_equal_to_torch_in_float32(rule):
+    """Adam in the fused form, the others in the foreach form."""
     ours, theirs, options = RULES[rule]
+    form = "fused" if issubclass(ours, Adam) else "foreach"
     network, reference = Net(torch.float32), Net(torch.float32)
     train(network, ours(network.parameters(), lr=0.01, **options), range(50))
-    train(reference, theirs(reference.parameters(), lr=0.01, foreach=True, **options), range(50))
+    train(reference, theirs(reference.parameters(), lr=0.01, **{form: True}, **options), range(50))
     for (name, mine), expected in zip(network.named_parameters(), reference.parameters(), strict=True):
         assert torch.equal(mine, expected), name
 
@@ -133,6 +135,28 @@ def test_state_survives_a_file_bit_for_bit(rule, done):
     train(again, resumed, range(done, 30))
     for name, value in network.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_parameters_and_gradients_may_lie_in_memory_as_they_like(rule):
+    """Filters with channels last, gradients and a saved state without."""
+    ours, _, options = RULES[rule]
+    draw = torch.Generator().manual_seed(0)
+    values, *gradients = (torch.randn(4, 3, 2, 2, generator=draw) for _ in range(5))
+    plain, last = nn.Parameter(values.clone()), nn.Parameter(values.to(memory_format=torch.channels_last))
+    optimiser, other = ours([plain], lr=0.01, **options), ours([last], lr=0.01, **options)
+    for gradient in gradients[:2]:
+        plain.grad = last.grad = gradient
+        optimiser.step()
+        other.step()
+    assert torch.equal(plain, last)
+    other.load_state_dict(optimiser.state_dict())
+    for gradient in gradients[2:]:
+        plain.grad, last.grad = gradient, gradient.to(memory_format=torch.channels_last)
+        optimiser.step()
+        other.step()
+    assert torch.equal(plain, last)
+    assert last.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_loaded_state_is_a_copy():

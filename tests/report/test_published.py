@@ -171,6 +171,7 @@ class TestTable:
         for name, row in document["rows"].items():
             row |= {"row": name, "column": "digits"}
         assert crossed_grid(document, "test/recall")[1] == [["ours", "41.0 ± 2.5"], ["theirs", "n/a"]]
+        assert "over 3 seeds" in as_markdown(document)
 
     def test_differences_of_a_study_with_columns(self):
         document = said(seeds=(0, 1, 2))

@@ -35,7 +35,6 @@ from advml.nn.local_training import (
     local_replicas,
 )
 from advml.nn.private_clients import train_client
-from advml.nn.products import keep_freed_memory
 from advml.nn.replicas import Parameters, Unsuited, has_batch_norm
 
 
@@ -288,7 +287,6 @@ class Federated(Extras):
         self.training = LocalTraining(self.replicas, losses, config)
         self.at_once = copies_at_once(self.network, self.replicas)
         self.noisy = any(getattr(module, "p", 0) or getattr(module, "dropout", 0) for module in self.network.modules())
-        keep_freed_memory()  # copies of a chunk are as large as those of the chunk before
         self.set_up_extras(self.planned)
         self.personalised = False
         if self.own:
