@@ -29,11 +29,12 @@ class Affine(nn.Linear):
 
 
 def _is_served(inputs: Tensor, weight: Tensor) -> bool:
-    large = inputs.dim() == 2 and len(inputs) * weight.numel() >= ENOUGH
-    if not (large and inputs.dtype == torch.float32 and suits_onednn(weight)):
+    if torch.compiler.is_compiling() or inputs.dim() != 2 or len(inputs) * weight.numel() < ENOUGH:
+        return False  # first of all: a traced graph must not depend on how many examples there are
+    if inputs.dtype != torch.float32 or not suits_onednn(weight) or torch.is_autocast_enabled("cpu"):
         return False
-    watched = has_torch_function((inputs, weight)) or torch.compiler.is_compiling() or torch._C._get_tracing_state()
-    return not (watched or torch._C._are_functorch_transforms_active() or torch.is_autocast_enabled("cpu"))
+    watched = has_torch_function((inputs, weight)) or torch._C._get_tracing_state()
+    return not (watched or torch._C._are_functorch_transforms_active())
 
 
 class _Product(torch.autograd.Function):

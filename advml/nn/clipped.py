@@ -229,7 +229,7 @@ class _Shared:
         if self.products is not None:
             weight += (factors @ self.products).view_as(weight)
             return
-        sums = torch.zeros_like(weight).view(self.groups, len(weight) // self.groups, -1)
+        sums = weight.new_zeros(self.groups, len(weight) // self.groups, weight[0].numel())
         for seen, back in self._chunks(delta):
             rows = seen.permute(1, 0, 3, 2).flatten(1, 2)  # [G, b · L, in]
             sums.baddbmm_(back.permute(1, 2, 0, 3).flatten(2), rows)

@@ -183,7 +183,7 @@ class _Shared:
         count, ways, channels, places = deltas.shape
         grouped = deltas.reshape(count, ways, self.groups, channels // self.groups, places).transpose(1, 2)
         size = max(1, CHUNK // (ways * weight.numel()))
-        sums = torch.zeros_like(weight).view(self.groups, channels // self.groups, -1)
+        sums = weight.new_zeros(self.groups, channels // self.groups, weight[0].numel())
         for start in range(0, count, size):
             seen = self.patches(self.inputs[start : start + size])  # [b, G · in, L]
             inner = seen.shape[1] // self.groups

@@ -65,7 +65,11 @@ class _Normalised(nn.Module):
     def forward(self, values: Tensor) -> Tensor:
         """[B, C, ...] → the same shape."""
         if self.native and self.seen.first is None:
-            return F.batch_norm(values, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            # As rows of channels, no copy with channels last: torch's second derivatives take half the time so.
+            rows = values.movedim(1, -1)
+            flat = rows.reshape(-1, rows.shape[-1])
+            flat = F.batch_norm(flat, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            return flat.view(rows.shape).movedim(-1, 1)
         shape = (1, -1, *[1] * (values.dim() - 2))
         normal = normalised(values, self.seen.first, (0, *range(2, values.dim())), self.eps)
         return normal * self.weight.view(shape) + self.bias.view(shape) if self.affine else normal

@@ -45,7 +45,12 @@ def export(run: RunFolder, state: str, out: Path) -> Exported:
         raise ConfigError(f"state={state}: the run keeps only {', '.join(bundle['states'])}")
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / FACTS).is_file())):
         raise ConfigError(f"out={out}: is there already and holds no export; choose another folder")
-    trained = Trained(rebuild(bundle["recipe"], bundle["states"][state]), bundle["prepare"])
+    network = rebuild(bundle["recipe"], bundle["states"][state])
+    weights = {  # cloned: safetensors takes no two names for one memory
+        name: value.clone(memory_format=torch.contiguous_format) for name, value in bundle["states"][state].items()
+    }
+    network.load_state_dict(weights, assign=True)  # filters as others have them, not with channels last
+    trained = Trained(network, bundle["prepare"])
     facts = _facts(run, state, bundle, trained)
     contents: dict[str, bytes] = {}
     try:
@@ -53,9 +58,6 @@ def export(run: RunFolder, state: str, out: Path) -> Exported:
         facts["program"], problem = {"file": PROGRAM, "largest_difference": difference}, None
     except AdvmlError as error:
         facts["program"], problem = None, str(error)
-    weights = {  # cloned: safetensors takes no two names for one memory
-        name: value.clone(memory_format=torch.contiguous_format) for name, value in bundle["states"][state].items()
-    }
     contents[WEIGHTS] = save(weights, metadata={"format": "pt", "advml": advml.__version__})
     contents[README] = _readme(facts, problem).encode()
 

@@ -115,10 +115,10 @@ def test_batches_of_prepares_and_masks():
 @pytest.mark.parametrize(
     ("changes", "make"),
     [
-        ({"optimiser": "adam"}, lambda p: torch.optim.Adam(p, 0.01, foreach=True)),
+        ({"optimiser": "adam"}, lambda p: torch.optim.Adam(p, 0.01, fused=True)),
         (
             {"optimiser": "adam", "weight_decay": 0.1, "betas": (0.8, 0.95)},
-            lambda p: torch.optim.Adam(p, 0.01, (0.8, 0.95), weight_decay=0.1, foreach=True),
+            lambda p: torch.optim.Adam(p, 0.01, (0.8, 0.95), weight_decay=0.1, fused=True),
         ),
         ({"optimiser": "sgd"}, lambda p: torch.optim.SGD(p, 0.01, foreach=True)),
         (
