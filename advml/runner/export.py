@@ -45,12 +45,7 @@ def export(run: RunFolder, state: str, out: Path) -> Exported:
         raise ConfigError(f"state={state}: the run keeps only {', '.join(bundle['states'])}")
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / FACTS).is_file())):
         raise ConfigError(f"out={out}: is there already and holds no export; choose another folder")
-    network = rebuild(bundle["recipe"], bundle["states"][state])
-    weights = {  # cloned: safetensors takes no two names for one memory
-        name: value.clone(memory_format=torch.contiguous_format) for name, value in bundle["states"][state].items()
-    }
-    network.load_state_dict(weights, assign=True)  # filters as others have them, not with channels last
-    trained = Trained(network, bundle["prepare"])
+    trained = Trained(rebuild(bundle["recipe"], bundle["states"][state]), bundle["prepare"])
     facts = _facts(run, state, bundle, trained)
     contents: dict[str, bytes] = {}
     try:
@@ -58,6 +53,7 @@ def export(run: RunFolder, state: str, out: Path) -> Exported:
         facts["program"], problem = {"file": PROGRAM, "largest_difference": difference}, None
     except AdvmlError as error:
         facts["program"], problem = None, str(error)
+    weights = _plainly(bundle["states"][state])  # safetensors takes no two names for one memory
     contents[WEIGHTS] = save(weights, metadata={"format": "pt", "advml": advml.__version__})
     contents[README] = _readme(facts, problem).encode()
 
@@ -73,12 +69,18 @@ def export(run: RunFolder, state: str, out: Path) -> Exported:
     return Exported(out, (*contents, FACTS), problem)
 
 
+def _plainly(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in memory of their own, filters as others expect them and not with channels last."""
+    return {name: value.clone(memory_format=torch.contiguous_format) for name, value in state.items()}
+
+
 def program(trained: Trained) -> tuple[bytes, float]:
     """(a `torch.export` program for batches of any size, the largest difference of its outputs from the network's).
 
     Raises AdvmlError where torch cannot trace the network, or where the program would not do the same.
     """
     batch = torch.export.Dim("batch")
+    trained.network.load_state_dict(_plainly(trained.network.state_dict()), assign=True)
     try:
         with torch.no_grad(), redirect_stderr(io.StringIO()):
             traced = torch.export.export(
