@@ -117,6 +117,7 @@ class Replicas:
     def __init__(self, network: Network, remember: bool = False) -> None:
         self.seen = _Seen()
         self.network = _bare(network, self.seen, native=True, remember=remember)
+        self.last = [name for name, value in network.named_parameters() if _has_channels_last(value)]
 
     def outputs(
         self, parameters: Parameters, inputs: Inputs, reference: Inputs | None = None, dropout: bool = False
@@ -157,10 +158,15 @@ class Replicas:
         """Outputs [R, B, C], the statistics as `seen` says."""
         copies = copies_in(inputs)
         if copies == 1:  # nothing is copied, in either direction
-            only = ({name: x.squeeze(0) for name, x in part.items()} for part in (parameters, inputs))
-            return self.one(*only).unsqueeze(0)
-        given, of = ({name: x.unbind() for name, x in part.items()} for part in (parameters, inputs))
-        return torch.stack([self.one(_nth(given, number), _nth(of, number)) for number in range(copies)])
+            given, of = ({name: x.squeeze(0) for name, x in part.items()} for part in (parameters, inputs))
+            return self.one(self.laid_out(given), of).unsqueeze(0)
+        rows, own = ({name: x.unbind() for name, x in part.items()} for part in (parameters, inputs))
+        return torch.stack([self.one(self.laid_out(_nth(rows, n)), _nth(own, n)) for n in range(copies)])
+
+    def laid_out(self, parameters: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """One copy's parameters, filters with channels last if the network has them so: stacked, they lie otherwise."""
+        last = {name: parameters[name].clone(memory_format=torch.channels_last) for name in self.last}
+        return {**parameters, **last}
 
     def _train(self, dropout: bool) -> None:
         if self.network.training != dropout:
@@ -170,6 +176,10 @@ class Replicas:
         """Outputs [B, C] of one copy, name → [*shape], for name → [B, ...]."""
         outputs: Tensor = functional_call(self.network, dict(parameters), (inputs,))
         return outputs
+
+
+def _has_channels_last(value: Tensor) -> bool:
+    return value.dim() == 4 and value.stride(1) == 1
 
 
 class Vmapped(Replicas):
