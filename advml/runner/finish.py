@@ -27,18 +27,29 @@ def finish(folder: RunFolder, bound: Bound, loop: Loop, view: Any) -> None:
     """Write everything that a completed run holds beyond its records and checkpoints. result.json comes last."""
     method, progress, records = loop.method, loop.progress, loop.recorder.records
     pruned = was_pruned(progress.stopped_by)  # nobody asks how good it is: its test examples stay unread
+    best_total, best_value = progress.best_total, progress.best_value
     if newest_step(records, "valid") != progress.total:  # stopped by a limit between two evaluations
-        loop.measure("valid", state="last")
+        value = loop.value_of("valid", loop.measure("valid", state="last"))
+        if loop.objective.better(value, best_value):  # not so in the checkpoint: whoever goes on never stopped here
+            best_total, best_value = progress.total, value
     metrics: dict[str, Any] = {split: last_metrics(records, split) for split in ("train", "valid")}
-    metrics["test"] = {} if pruned else values(loop.measure("test", state="last"))
+    tested = {} if pruned else loop.measure("test", state="last")
+    metrics["test"] = values(tested)
     network = method.result()
     states = {} if network is None else {"last": checkpoint.copied(network.state_dict())}
 
     best: dict[str, Any] | None = None
-    if progress.best_total is not None:
+    if best_total is not None:
+        best = {"step": best_total, loop.objective.metric: best_value}
+    if best is not None and best_total == progress.total:  # one state, which need not be measured twice
+        best["test"] = metrics["test"]
+        if tested:
+            loop.recorder.record(progress.total, tested["phase"], "test", metrics["test"], "best")
+        if "last" in states:
+            states["best"] = states["last"]
+    elif best is not None:
         last = checkpoint.copied(method.state_dict())
         method.load_state_dict(checkpoint.load_best(folder)["method"])
-        best = {"step": progress.best_total, loop.objective.metric: progress.best_value}
         best["test"] = {} if pruned else values(loop.measure("test", state="best"))
         of_best = method.result()  # perhaps another object: an average, an ensemble
         if of_best is not None:

@@ -122,9 +122,14 @@ class Loop:
             if not record:
                 continue
             reasons += [observer.record(record) for observer in self.observers]
-            if split == self.objective.split and self.objective.keep_best:
-                self._keep_if_best(record.get(self.objective.metric))
+            self._keep_if_best(self.value_of(split, record))
         return reasons
+
+    def value_of(self, split: SplitName, record: Mapping[str, Any]) -> float | None:
+        """What the objective says of a record; None where it ranks by another split, or nothing."""
+        if split != self.objective.split or not self.objective.keep_best:
+            return None
+        return record.get(self.objective.metric)
 
     def measure(self, split: SplitName, state: str | None = None) -> Mapping[str, Any]:
         """Evaluate and record. Work done in evaluations is not training and does not count in the budget."""

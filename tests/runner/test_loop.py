@@ -1,5 +1,6 @@
 """The loop and the end of a run, driven by a method that only writes down what is asked of it."""
 
+import json
 import math
 
 import pytest
@@ -178,6 +179,30 @@ class TestWholeRuns:
         assert result["metrics"]["test"] == {"score": 15}
         assert result["best"] == {"step": 1, "score": 3.0, "test": {"score": 11}}
         assert result["budget"] == {"steps": 5, "samples": 50, "flops_estimate": None}
+
+    def test_a_limit_between_evaluations_may_end_in_the_best_state(self, bound):
+        """The state that a limit left is measured and ranks like any other; whoever goes on from it never stopped."""
+        limited = start(bound(Scribe, "evaluate_every=never", "limits.steps=1"), Asked("test")).folder
+        result = limited.result()
+        assert result["objective"]["value"] == 3.0
+        assert result["best"] == {"step": 1, "score": 3.0, "test": {"score": 11}}
+        kept = torch.load(limited / "checkpoints/last.pt", weights_only=True)
+        assert (kept["total"], kept["best_total"]) == (1, 0)
+
+    def test_the_best_state_is_not_tested_twice_where_it_is_the_last(self, bound):
+        asked = []
+
+        def evaluate(self, split):
+            asked.append(split)
+            return Scribe.evaluate(self, split)
+
+        cls = changed(scores=(0.0, 1.0, 2.0, 3.0, 4.0, 5.0), evaluate=evaluate)
+        folder = start(bound(cls, "evaluate_every=1"), Asked("test")).folder
+        assert asked.count("test") == 1
+        assert folder.result()["best"] == {"step": 5, "score": 5.0, "test": {"score": 15}}
+        tests = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()][-2:]
+        assert [(one["split"], one["state"]) for one in tests] == [("test", "last"), ("test", "best")]
+        assert [one["score"] for one in tests] == [15, 15]
 
     def test_the_last_state_is_the_one_that_stays(self, bound):
         """Testing the best state does not leave it behind for what comes after."""
