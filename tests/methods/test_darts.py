@@ -128,6 +128,18 @@ def test_the_halves_are_disjoint_and_the_validation_split_is_in_neither(play):
     assert all(not rows[i] & rows[j] for i in range(4) for j in range(i))
 
 
+def test_a_frame_around_smaller_images_is_black(play):
+    """Zero before normalising, not after, where zero is the mean."""
+    method = play(*WORDS, "method.pad=2", "method.pool=2", "dataset.normalise=standard").method
+    seen = method.train_half.batch(slice(5)).inputs["image"]
+    black = method.data.train.prepared({"image": torch.zeros(1, 1, 1, 1)})["image"]
+    assert seen.shape == (5, 1, 6, 6)
+    assert float(black) < -0.1
+    torch.testing.assert_close(seen[:, :, [0, -1]], black.expand(5, 1, 2, 6))
+    whole = method.data.train.prepared(method.train_half.take(torch.arange(5)).inputs)["image"]
+    torch.testing.assert_close(seen[:, :, 1:-1, 1:-1], F.avg_pool2d(whole, 2))
+
+
 def test_search_derive_retrain_report(play):
     played = play(*WORDS).go(2)
     method = played.method

@@ -180,7 +180,7 @@ def augmented(split: Split, index: Tensor, config: RetrainSettings, rng: torch.G
     images = batch.inputs[name]
     if config.augment == "crop_flip":
         raw = split.inputs[name].index_select(0, index.to(split.device))
-        if raw.shape == images.shape:  # so that what is shifted in is black, whatever the normalisation
+        if raw.dim() == images.dim():  # so that what is shifted in is black, whatever the normalisation
             images = split.prepared({name: crop_and_flip(raw, 4, rng)})[name]
         else:
             images = crop_and_flip(images, 4, rng)
