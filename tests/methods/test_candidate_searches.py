@@ -55,6 +55,22 @@ class TestSharing:
         assert float(inner.shared.score(genotype, inner.valid_half)) == pytest.approx(float(expected))
         assert all(torch.equal(value, state[name]) for name, value in inner.shared.network.state_dict().items())
 
+    def test_many_scores_make_the_network_ready_once(self, play, monkeypatch):
+        inner = search(play, "random_nas").method.inner
+        shared, genotype = inner.shared, inner.space.genotype(CODE)
+        alone, entered = shared.score(genotype, inner.valid_half), []
+
+        def watched(network):
+            entered.append(network)
+            return batch_statistics(network)
+
+        monkeypatch.setattr("advml.methods.nas.shared.batch_statistics", watched)
+        with shared.scoring():
+            assert [shared.score(genotype, inner.valid_half) for _ in range(3)] == [alone] * 3
+        assert entered == [shared.network]
+        assert all(norm.track_running_stats for norm in shared.network.modules() if hasattr(norm, "running_mean"))
+        assert shared.score(genotype, inner.valid_half) == alone
+
     def test_an_update_trains_the_selected_weights_only(self, play):
         inner = search(play, "random_nas").method.inner
         genotype = inner.space.genotype(CODE)

@@ -107,10 +107,12 @@ class Enas(ArchitectureSearch):
             len(self.valid_half), self.config.batch_size, number * count, (number + 1) * count,
             lambda epoch: self.context.rng("reward order", epoch),
         )  # fmt: skip
-        rewards = torch.stack([
-            self.shared.score(genotype, self.valid_half.take(index))
-            for genotype, index in zip(self._genotypes(drawn.cells), batches, strict=True)
-        ]).to(drawn.log_probability)  # fmt: skip
+        with self.shared.scoring():
+            scores = [
+                self.shared.score(genotype, self.valid_half.take(index))
+                for genotype, index in zip(self._genotypes(drawn.cells), batches, strict=True)
+            ]
+        rewards = torch.stack(scores).to(drawn.log_probability)
         self.learner.learn(drawn, rewards)
         self.context.count(evaluations=count)
         return rewards.mean(), drawn.entropy.mean()
@@ -122,7 +124,8 @@ class Enas(ArchitectureSearch):
             cells = self.learner.controller.draw(config.candidates, rng("candidates")).cells
         order = torch.randperm(len(self.valid_half), generator=rng("candidates batch"))
         batch = self.valid_half.take(order[: config.batch_size])
-        scores = [float(self.shared.score(genotype, batch)) for genotype in self._genotypes(cells)]
+        with self.shared.scoring():
+            scores = [float(self.shared.score(genotype, batch)) for genotype in self._genotypes(cells)]
         self.context.count(evaluations=config.candidates)
         places = sorted(range(len(scores)), key=lambda place: -scores[place])
         self.ranked = [(cells[place].flatten().tolist(), scores[place]) for place in places]
@@ -144,7 +147,8 @@ class Enas(ArchitectureSearch):
             return {}
         with torch.no_grad():
             cells = self.learner.controller.draw(10, self.context.rng("evaluation")).cells
-        scores = torch.stack([self.shared.score(genotype, self.valid_half) for genotype in self._genotypes(cells)])
+        with self.shared.scoring():
+            scores = torch.stack([self.shared.score(genotype, self.valid_half) for genotype in self._genotypes(cells)])
         name = "search_mse" if self.objective.metric.endswith("mse") else "search_accuracy"
         return {name: -scores.mean() if name == "search_mse" else scores.mean()}
 
