@@ -147,7 +147,8 @@ class TestEnas:
             baseline = 0.99 * baseline + 0.01 * (reward + 1e-4 * entropy)
             advantages.append(reward + 1e-4 * entropy - baseline)
         loss = -(torch.tensor(advantages, dtype=torch.float64) * drawn.log_probability).mean()
-        adam = torch.optim.Adam(controller.parameters(), 0.0035)
+        epsilon = 1e-3 / 0.001**0.5  # TensorFlow's, which stands beside √v before it is corrected
+        adam = torch.optim.Adam(controller.parameters(), 0.0035, (0.0, 0.999), epsilon)
         loss.backward()
         adam.step()
         method._controller_step(0)
