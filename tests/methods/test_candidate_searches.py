@@ -101,6 +101,28 @@ class TestTraining:
         assert played.budget.counts["evaluations"] == 4
         assert played.budget.counts["samples"] == len(inner.train_half)
 
+    def test_candidates_are_trained_on_the_images_of_the_search(self, play):
+        words = ("method.estimate.kind=training", "method.estimate.epochs=1", "method.evaluations=2", "method.pool=2", "method.count=raw")
+        played = search(play, "evolution", *words, "method.retrain.auxiliary=0.4").go(2)
+        inner = played.method.inner
+        assert inner.train_half.batch(slice(2)).inputs["image"].shape == (2, 1, 4, 4)
+        assert all(0 <= row[1] <= 1 for row in inner.scored)
+        played.go()
+        assert "accuracy" in played.evaluate("test")  # of a network of whole images
+
+    @pytest.mark.parametrize(
+        ("words", "line"),
+        [
+            (["method.pool=4", "method.retrain.reductions=3"], "method.retrain: needs one image of at least 5×5"),
+            (["method.examples=82", "method.retrain.batch_size=40"], "method.retrain.batch_size: leaves a batch of one"),
+        ],
+    )
+    def test_what_candidates_cannot_be_trained_on_is_refused_before(self, play, words, line):
+        training = ("method.estimate.kind=training", "method.evaluations=2", "model.reductions=0")
+        search(play, "evolution", *training[1:], *words)  # by shared weights it can
+        with pytest.raises(ConfigError, match=line):
+            search(play, "evolution", *training, *words)
+
     def test_one_evaluation_is_a_random_architecture(self, play):
         words = ("method.evaluations=1",)
         first, second, other = (search(play, "random_nas", *words, f"method.draw={n}") for n in (0, 0, 1))

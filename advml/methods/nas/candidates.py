@@ -12,7 +12,7 @@ from torch import Tensor
 
 from advml.artifacts import Artifact, Curve, Table
 from advml.contracts import At, Metrics, Phase, Real, Record, SplitName, Step
-from advml.methods.nas.common import ArchitectureSearch, check_batches, halves, shrunk_spec
+from advml.methods.nas.common import ArchitectureSearch, check_batches, check_retraining, halves, shrunk_spec
 from advml.methods.nas.darts import supernet
 from advml.methods.nas.retrain import Retraining, derived_network
 from advml.methods.nas.settings import SearcherSettings
@@ -31,8 +31,8 @@ MOST = 5  # questions for each evaluation, where candidates that were met before
 class CandidateSearch(ArchitectureSearch):
     """One search over the space of `model`. A step of the phase `search` scores one candidate.
 
-    `estimate.kind: training`: its network, in the size of `retrain`, is trained for `estimate.epochs` on the weights'
-    half and scored on the other. `sharing`: before, the supernet is trained on single architectures drawn evenly;
+    `estimate.kind: training`: its network, in the size of `retrain` but for the images of the search, is trained for
+    `estimate.epochs` on the weights' half and scored on the other. `sharing`: before, the supernet is trained on single architectures drawn evenly;
     a candidate is scored with those weights. A candidate met before keeps its score. One evaluation needs no score.
     """
 
@@ -42,12 +42,15 @@ class CandidateSearch(ArchitectureSearch):
     def setup_search(self) -> None:
         """The space, the searcher, and what scores."""
         config, context = self.config, self.context
-        network = supernet(context.build(shrunk_spec(self.data.spec, config)), "a search over architectures")
+        self.seen = shrunk_spec(self.data.spec, config)
+        network = supernet(context.build(self.seen), "a search over architectures")
         self.space = space_of(network)
         self.choices = Choices(self.space.choices)
         self.searcher: Searcher = self.make_searcher(self.choices, 1)
         self.train_half, self.valid_half = halves(context, config)
         check_batches("method.batch_size", config.batch_size, len(self.train_half))
+        if config.estimate.kind == "training" and config.evaluations > 1:
+            check_retraining(config.retrain, self.seen, len(self.train_half))
         self.scored: list[tuple[Code, float, int, int]] = []  # code, score, parameters, multiply-adds: by question
         self.shared: SharedWeights | None = None
         if self.sharing:
@@ -110,7 +113,7 @@ class CandidateSearch(ArchitectureSearch):
     def _trained_score(self, genotype: Genotype) -> Tensor | float:
         """Trained from the same seed as every other candidate."""
         brief = replace(self.config.retrain, epochs=self.config.estimate.epochs, block=None)
-        training = Retraining(self.context, brief, genotype, self.train_half, "candidate")
+        training = Retraining(self.context, brief, genotype, self.train_half, "candidate", self.seen)
         for epoch in range(brief.epochs):
             training.step(At(0, epoch, epoch, epoch == brief.epochs - 1))
         found = measure(training.network, self.valid_half, autocast=self.context.autocast)
