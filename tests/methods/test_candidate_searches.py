@@ -178,6 +178,20 @@ class TestEnas:
         for ours, theirs in zip(method.learner.controller.parameters(), controller.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
 
+    def test_a_search_is_measured_to_its_end_on_validation_examples(self, play, monkeypatch):
+        played = enas(play, "method.retrain.epochs=0", "method.pool=2").go(2)
+        method, seen = played.method, []
+        score = method.shared.score
+        monkeypatch.setattr(method.shared, "score", lambda genotype, data: (seen.append(data), score(genotype, data))[1])
+        found = played.evaluate("valid")
+        assert method.ranked
+        assert 0 <= found[method.objective.metric] <= 1
+        assert len(seen) == 10
+        assert all(data.target.equal(method.data.valid.target) for data in seen)
+        assert seen[0].batch(slice(2)).inputs["image"].shape == (2, 1, 4, 4)
+        assert played.evaluate("test") == {}
+        assert enas(play, "dataset.valid=0").evaluate("valid") == {}
+
     def test_its_codes_are_the_controllers_decisions(self, play):
         method = enas(play).method
         cells = method.learner.controller.draw(20, method.context.rng("x")).cells
