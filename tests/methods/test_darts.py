@@ -101,7 +101,7 @@ def test_it_is_the_loop_of_the_original(play, order):
     close(ours, theirs, atol=1e-12 if order == 1 else 1e-7)
 
 
-@pytest.mark.parametrize("words", [("method.alpha_lr=0",), ("method.warmup=2", "method.order=2")])
+@pytest.mark.parametrize("words", [("method.alpha_lr=0",), ("method.alpha_lr=0", "method.order=2")])
 def test_with_a_frozen_architecture_it_is_supervised_training_of_the_supernet(play, words):
     played = play(*WORDS, *words)
     original = Original(played)
@@ -115,6 +115,16 @@ def test_with_a_frozen_architecture_it_is_supervised_training_of_the_supernet(pl
             original.sgd.step()
     played.go(2)
     close(played.method.network.state_dict(), original.network.state_dict())
+
+
+def test_the_architecture_waits_for_the_end_of_the_warmup(play):
+    played = play(*WORDS, "method.warmup=1")
+    moved = []
+    for _ in range(2):
+        before = [alpha.detach().clone() for alpha in played.method.architecture]
+        played.go(1)
+        moved.append(not all(map(torch.equal, before, played.method.architecture)))
+    assert moved == [False, True]
 
 
 def test_the_halves_are_disjoint_and_the_validation_split_is_in_neither(play):
@@ -270,6 +280,11 @@ def test_paces_and_schedules():
         (["method.batch_size=1"], "method.batch_size"),
         (["method.stop.kind=eigenvalue"], "method.eigenvalue"),
         (["method.share=0.001"], "method.share"),
+        (["method.warmup=2"], r"method.warmup: 2 epochs leave none of 2 .* use fewer"),
+        (["method.stop.kind=skips"], r"method.stop.start: 10 epochs leave none of 2 .* use method.stop.start=1"),
+        (["method.skip_decay=true"], "method.skip_decay: .* use model.auxiliary_skip=true"),
+        (["precision=bf16", "method.order=2"], "precision=bf16: .* use precision=float32"),
+        (["precision=bf16", "method.eigenvalue=2"], "precision=bf16: .* method.eigenvalue=0"),
     ],
 )
 def test_one_clear_line(play, words, line):
@@ -277,6 +292,10 @@ def test_one_clear_line(play, words, line):
     with pytest.raises(ConfigError, match=line) as caught:
         play(*kept, *words)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_bf16_serves_the_first_order(play):
+    assert play(*WORDS, "precision=bf16").go(1).steps[0]["loss"] > 0
 
 
 def test_the_shipped_file_binds():

@@ -32,8 +32,9 @@ class CandidateSearch(ArchitectureSearch):
     """One search over the space of `model`. A step of the phase `search` scores one candidate.
 
     `estimate.kind: training`: its network, in the size of `retrain` but for the images of the search, is trained for
-    `estimate.epochs` on the weights' half and scored on the other. `sharing`: before, the supernet is trained on single architectures drawn evenly;
-    a candidate is scored with those weights. A candidate met before keeps its score. One evaluation needs no score.
+    `estimate.epochs` on the weights' half and scored on the other. `sharing`: before, the supernet is trained on single
+    architectures drawn evenly; a candidate is scored with those weights. A candidate met before keeps its score. One
+    evaluation needs no score.
     """
 
     def __init__(self, make: Callable[[Choices, int], Searcher]) -> None:
