@@ -13,7 +13,7 @@ from advml.contracts import At
 from advml.errors import ConfigError
 from advml.methods.nas.darts import gumbel_choice
 from advml.methods.nas.monitor import Monitor, StopSettings, jumped
-from advml.methods.nas.retrain import Pace
+from advml.methods.nas.retrain import Pace, derived_network
 from advml.methods.nas.schedules import cosine, restarts
 from advml.nn.cells.genotype import Cell, Genotype
 
@@ -177,8 +177,6 @@ def test_retraining_is_ordinary_training_of_the_derived_network(play):
     """Without drop-path, cutout and auxiliary head: torch's SGD on the fresh network."""
     played = play(*WORDS, "method.retrain.drop_path=0").go(2)
     played.go(1)
-    from advml.methods.nas.retrain import derived_network
-
     method = played.method
     network = derived_network(played.context, method.config.retrain, method.genotype, "retrain").train()
     sgd = torch.optim.SGD(network.parameters(), 0.025, 0.9, weight_decay=3e-4)
@@ -191,6 +189,17 @@ def test_retraining_is_ordinary_training_of_the_derived_network(play):
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         sgd.step()
     close(dict(method.result().named_parameters()), dict(network.named_parameters()))
+
+
+def test_filters_of_a_derived_network_lie_as_those_of_any_other(play):
+    played = play(*WORDS)
+    method, context = played.method, played.context
+    for device, layout in (("cpu", torch.channels_last), ("meta", torch.contiguous_format)):
+        context.device = torch.device(device)
+        network = derived_network(context, method.config.retrain, method.derive(), "retrain")
+        filters = [p for p in network.parameters() if p.dim() == 4]
+        assert len(filters) > 4
+        assert all(p.stride() == torch.empty(p.shape, memory_format=layout).stride() for p in filters)
 
 
 def test_the_auxiliary_head_and_drop_path_take_part(play):

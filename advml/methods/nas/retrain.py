@@ -10,6 +10,7 @@ from torch import Tensor
 
 from advml.config import CountFloat, CountInt, Fraction, PositiveFloat, PositiveInt, settings
 from advml.contracts import At, Batch, Context, Metrics, Network, Phase, Spec, Split, SplitName
+from advml.models.build import placed
 from advml.models.genotype import GenotypeSettings, build_genotype
 from advml.nn.augment import crop_and_flip, cutout
 from advml.nn.cells.genotype import Genotype
@@ -159,7 +160,7 @@ def derived_network(
         reductions=config.reductions, auxiliary=config.auxiliary > 0, drop_path=0.0,
     )  # fmt: skip
     seed = int(torch.randint(2**62, (), generator=context.rng("build", purpose)))
-    return build_genotype(genotype, spec or context.data.spec, like, seed).to(context.device, context.dtype)
+    return placed(build_genotype(genotype, spec or context.data.spec, like, seed), context.device, context.dtype)
 
 
 def pace_of(config: RetrainSettings, examples: int) -> Pace:
