@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import advml
 from advml.errors import ConfigError
 from advml.methods.nas.shared import batch_statistics
 from advml.nn.cells.spaces import DartsCells, EnasMicro
@@ -138,6 +139,15 @@ class TestTraining:
     def test_tables_are_repeated_not_trainings(self, play):
         with pytest.raises(ConfigError, match=r"method\.repeats: only searches of a table"):
             search(play, "evolution", "method.repeats=2")
+
+
+def test_flops_are_known_where_all_samples_went_through_the_network_found(tmp_path):
+    quiet = ("threads=1", "progress=off", "figures=false", "baselines=off", f"outputs={tmp_path}")
+    words = ("method=random_nas", "model=darts_cells", *SMALL, "method.estimate.epochs=1", *quiet)
+    one, two = (advml.run(*words, f"method.evaluations={count}").result["budget"] for count in (1, 2))
+    assert one["flops_estimate"] > 0
+    assert two["samples"] > one["samples"]
+    assert two["flops_estimate"] is None
 
 
 class TestEnas:

@@ -231,6 +231,8 @@ def test_the_eigenvalue_leaves_the_network_alone(play):
     one, other = (play(*WORDS, f"method.eigenvalue={n}").go(2) for n in (0, 2))
     close(one.method.network.state_dict(), other.method.network.state_dict(), atol=0)
     assert all("eigenvalue" in step for step in other.steps)
+    # Two epochs, two products with the Hessian each, two gradients of a batch for each of these.
+    assert other.budget.counts["gradients"] - one.budget.counts["gradients"] == 2 * 2 * 2 * 24
 
 
 def test_the_jump_of_the_eigenvalue():

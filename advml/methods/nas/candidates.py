@@ -52,6 +52,7 @@ class CandidateSearch(ArchitectureSearch):
         check_batches("method.batch_size", config.batch_size, len(self.train_half))
         if config.estimate.kind == "training" and config.evaluations > 1:
             check_retraining(config.retrain, self.seen, len(self.train_half))
+        self.several_networks = config.evaluations > 1
         self.scored: list[tuple[Code, float, int, int]] = []  # code, score, parameters, multiply-adds: by question
         self.shared: SharedWeights | None = None
         if self.sharing:

@@ -58,6 +58,7 @@ class ArchitectureSearch(Method):
     settings: ClassVar[type] = SearchSettings
     needs = Needs(view="plain", targets=(Classes, Real))
     objective = Objective("accuracy", "valid", "max", keep_best=False)
+    several_networks = True  # what the search trains, and what it found
 
     def setup(self, context: Context) -> None:
         """Check what would only be seen after the search; then that which searches."""

@@ -207,6 +207,7 @@ class Darts(ArchitectureSearch):
         start = [torch.randn(alpha.shape, generator=rng).to(alpha) for alpha in architecture]
 
         def loss() -> Tensor:
+            self.context.count(gradients=len(batch.target))
             with self.context.autocast():
                 return self.loss(copy(batch.inputs), batch)
 
