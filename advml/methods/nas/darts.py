@@ -112,7 +112,7 @@ class Darts(ArchitectureSearch):
         self.network.train()
         self.optimiser.lr = cosine(config.lr, config.lr_min, epoch / config.epochs)
         if config.skip_decay:
-            self.network.skip_weight = 1 - epoch / config.epochs
+            self.network.skip_weight.fill_(1 - epoch / config.epochs)
         train = minibatches(len(self.train_half), config.batch_size, start, stop, self._rng("train order"))
         valid = minibatches(len(self.valid_half), config.batch_size, start, stop, self._rng("valid order"))
         losses: list[Tensor] = []
