@@ -102,6 +102,20 @@ class TestTraining:
         assert played.budget.counts["evaluations"] == 4
         assert played.budget.counts["samples"] == len(inner.train_half)
 
+    def test_what_was_met_is_looked_up_and_comes_back_with_the_state(self, play, monkeypatch):
+        words = ("method.estimate.epochs=1", "model.nodes=1", "method.evaluations=5", "method.count=unique")
+        whole, resumed = (search(play, "local_search", *words).go(5) for _ in range(2))
+        again, asked = search(play, "local_search", *words), []
+        again.method.load_state_dict(copy.deepcopy(resumed.method.state_dict()))
+        again.steps = resumed.steps
+        space = again.method.inner.space
+        monkeypatch.setattr(space, "canonical", lambda code: asked.append(code) or type(space).canonical(space, code))
+        rest = again.go()
+        whole.go()
+        assert again.method.inner.scored == whole.method.inner.scored
+        assert again.method.inner.met == whole.method.inner.met
+        assert len(asked) == len(rest.steps) - 5  # once for each question
+
     def test_candidates_are_trained_on_the_images_of_the_search(self, play):
         words = ("method.estimate.kind=training", "method.estimate.epochs=1", "method.evaluations=2", "method.pool=2")
         played = search(play, "evolution", *words, "method.count=raw", "method.retrain.auxiliary=0.4").go(2)

@@ -54,6 +54,7 @@ class CandidateSearch(ArchitectureSearch):
             check_retraining(config.retrain, self.seen, len(self.train_half))
         self.several_networks = config.evaluations > 1
         self.scored: list[tuple[Code, float, int, int]] = []  # code, score, parameters, multiply-adds: by question
+        self.met: dict[Code, tuple[float, int, int]] = {}  # the same of each canonical code
         self.shared: SharedWeights | None = None
         if self.sharing:
             self.shared = SharedWeights(network, context, config.estimate, self.train_half, config.batch_size)
@@ -77,28 +78,22 @@ class CandidateSearch(ArchitectureSearch):
             return Step({"loss": self._share(at.index)})
         points = self.searcher.ask(self.context.rng("ask", self.config.draw, at.index))
         code: Code = tuple(points[0].tolist())
-        met = self._met(code)
-        if met is None or self.config.count == "raw":
+        canonical = self.space.canonical(code)
+        if canonical not in self.met or self.config.count == "raw":
             self.context.count(evaluations=1)
-        score, parameters, work = self._score(code) if met is None else met
+        if canonical not in self.met:
+            self.met[canonical] = self._score(code)
+        score, parameters, work = self.met[canonical]
         self.scored.append((code, score, parameters, work))
         self.searcher.tell(points, torch.tensor([score], dtype=torch.float64))
         return Step({"score": score, "parameters": float(parameters)}, end_phase=self._is_over())
 
-    def _met(self, code: Code) -> tuple[float, int, int] | None:
-        same = self.space.canonical(code)
-        rows = (row[1:] for row in self.scored if self.space.canonical(row[0]) == same)
-        return next(rows, None)
-
     def _is_over(self) -> bool:
         config: SearcherSettings = self.config
-        charged = self.scored
-        if config.count == "unique":
-            charged = list({self.space.canonical(row[0]): row for row in self.scored}.values())
-        work = sum(row[3] for row in charged)
-        return len(charged) >= config.evaluations or (
-            config.multiply_adds is not None and work >= config.multiply_adds
-        )
+        unique = config.count == "unique"
+        charged = len(self.met) if unique else len(self.scored)
+        work = sum(row[-1] for row in (self.met.values() if unique else self.scored))
+        return charged >= config.evaluations or (config.multiply_adds is not None and work >= config.multiply_adds)
 
     # --- scores ---
 
@@ -171,6 +166,7 @@ class CandidateSearch(ArchitectureSearch):
         """Restore them."""
         rows = zip(told["codes"].tolist(), told["scores"].tolist(), told["costs"], strict=True)
         self.scored = [(tuple(code), score, parameters, work) for code, score, (parameters, work) in rows]
+        self.met = {self.space.canonical(row[0]): row[1:] for row in self.scored}
 
     def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
         """The cells; all candidates, and their scores against their parameters."""
