@@ -294,6 +294,7 @@ class Method(Protocol):
     needs: ClassVar[Needs]
     objective: Objective
     tests_each_phase: ClassVar[bool] = False
+    several_networks: bool = False
 
     def setup(self, context: Context) -> None:
         """Build networks and optimisers. Draws no random number of its own except through `context`."""

@@ -31,6 +31,18 @@ def build(name: str, settings: Any, spec: Spec, seed: int) -> Network:
     return network
 
 
+def placed(network: Network, device: torch.device, dtype: torch.dtype) -> Network:
+    """A network that `build` gave, moved to where it is trained: the same object.
+
+    On a CPU filters lie as built, on another device as torch has them.
+    """
+    network = network.to(device, dtype)
+    if device.type == "cpu":
+        return network
+    as_torch: Network = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+    return as_torch
+
+
 def from_recipe(recipe: Mapping[str, Any]) -> Network:
     """The network that a recipe describes, with arbitrary weights."""
     cls = registry.resolve("model", recipe["name"])

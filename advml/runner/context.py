@@ -9,7 +9,7 @@ import torch
 
 from advml.config import Part
 from advml.contracts import Network, Spec, World
-from advml.models.build import build
+from advml.models.build import build, placed
 from advml.runner.budget import Budget
 from advml.runner.randomness import KeyedRng, derive
 from advml.runner.world import Alone
@@ -42,14 +42,7 @@ class RunContext:
         return torch.autocast(self.device.type, torch.bfloat16) if self._autocast else nullcontext()
 
     def build(self, spec: Spec | None = None, purpose: str = "model") -> Network:
-        """Initialised on the CPU from (seed, purpose), then moved: the same weights on every device.
-
-        On other devices than the CPU filters lie in memory as torch has them.
-        """
+        """Initialised on the CPU from (seed, purpose), then moved: the same weights on every device."""
         spec = spec or self.data.spec
         seed = derive(self._seed, "build", purpose)
-        network = build(self._model.name, self._model.settings, spec, seed).to(self.device, self.dtype)
-        if self.device.type == "cpu":
-            return network
-        as_torch: Network = network.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
-        return as_torch
+        return placed(build(self._model.name, self._model.settings, spec, seed), self.device, self.dtype)

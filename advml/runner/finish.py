@@ -65,6 +65,7 @@ def finish(folder: RunFolder, bound: Bound, loop: Loop, view: Any) -> None:
     artifacts.write(folder, made, draw=bound.run.figures)
 
     objective = loop.objective
+    counted = None if getattr(method, "several_networks", False) else loop.budget.counts.get("samples")
     source = {**metrics[objective.split], **(summary if objective.metric in summary else {})}
     result = {
         "method": bound.method.name,
@@ -85,7 +86,7 @@ def finish(folder: RunFolder, bound: Bound, loop: Loop, view: Any) -> None:
         "budget": {
             "steps": progress.total,
             **loop.budget.counts,
-            "flops_estimate": flops_estimate(network, loop.budget.counts.get("samples")),
+            "flops_estimate": flops_estimate(network, counted),
         },
         "seconds": round(progress.seconds, 3),
         "peak_memory_mb": peak_memory_mb(),

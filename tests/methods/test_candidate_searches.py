@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import advml
 from advml.errors import ConfigError
 from advml.methods.nas.shared import batch_statistics
 from advml.nn.cells.spaces import DartsCells, EnasMicro
@@ -55,6 +56,22 @@ class TestSharing:
         assert float(inner.shared.score(genotype, inner.valid_half)) == pytest.approx(float(expected))
         assert all(torch.equal(value, state[name]) for name, value in inner.shared.network.state_dict().items())
 
+    def test_many_scores_make_the_network_ready_once(self, play, monkeypatch):
+        inner = search(play, "random_nas").method.inner
+        shared, genotype = inner.shared, inner.space.genotype(CODE)
+        alone, entered = shared.score(genotype, inner.valid_half), []
+
+        def watched(network):
+            entered.append(network)
+            return batch_statistics(network)
+
+        monkeypatch.setattr("advml.methods.nas.shared.batch_statistics", watched)
+        with shared.scoring():
+            assert [shared.score(genotype, inner.valid_half) for _ in range(3)] == [alone] * 3
+        assert entered == [shared.network]
+        assert all(norm.track_running_stats for norm in shared.network.modules() if hasattr(norm, "running_mean"))
+        assert shared.score(genotype, inner.valid_half) == alone
+
     def test_an_update_trains_the_selected_weights_only(self, play):
         inner = search(play, "random_nas").method.inner
         genotype = inner.space.genotype(CODE)
@@ -85,6 +102,42 @@ class TestTraining:
         assert played.budget.counts["evaluations"] == 4
         assert played.budget.counts["samples"] == len(inner.train_half)
 
+    def test_what_was_met_is_looked_up_and_comes_back_with_the_state(self, play, monkeypatch):
+        words = ("method.estimate.epochs=1", "model.nodes=1", "method.evaluations=5", "method.count=unique")
+        whole, resumed = (search(play, "local_search", *words).go(5) for _ in range(2))
+        again, asked = search(play, "local_search", *words), []
+        again.method.load_state_dict(copy.deepcopy(resumed.method.state_dict()))
+        again.steps = resumed.steps
+        space = again.method.inner.space
+        monkeypatch.setattr(space, "canonical", lambda code: asked.append(code) or type(space).canonical(space, code))
+        rest = again.go()
+        whole.go()
+        assert again.method.inner.scored == whole.method.inner.scored
+        assert again.method.inner.met == whole.method.inner.met
+        assert len(asked) == len(rest.steps) - 5  # once for each question
+
+    def test_candidates_are_trained_on_the_images_of_the_search(self, play):
+        words = ("method.estimate.kind=training", "method.estimate.epochs=1", "method.evaluations=2", "method.pool=2")
+        played = search(play, "evolution", *words, "method.count=raw", "method.retrain.auxiliary=0.4").go(2)
+        inner = played.method.inner
+        assert inner.train_half.batch(slice(2)).inputs["image"].shape == (2, 1, 4, 4)
+        assert all(0 <= row[1] <= 1 for row in inner.scored)
+        played.go()
+        assert "accuracy" in played.evaluate("test")  # of a network of whole images
+
+    @pytest.mark.parametrize(
+        ("words", "line"),
+        [
+            (["method.pool=4", "method.retrain.reductions=3"], "method.retrain: needs one image of at least 5×5"),
+            (["method.examples=82", "method.retrain.batch_size=40"], "method.retrain.batch_size: leaves a batch"),
+        ],
+    )
+    def test_what_candidates_cannot_be_trained_on_is_refused_before(self, play, words, line):
+        training = ("method.estimate.kind=training", "method.evaluations=2", "model.reductions=0")
+        search(play, "evolution", *training[1:], *words)  # by shared weights it can
+        with pytest.raises(ConfigError, match=line):
+            search(play, "evolution", *training, *words)
+
     def test_one_evaluation_is_a_random_architecture(self, play):
         words = ("method.evaluations=1",)
         first, second, other = (search(play, "random_nas", *words, f"method.draw={n}") for n in (0, 0, 1))
@@ -100,6 +153,15 @@ class TestTraining:
     def test_tables_are_repeated_not_trainings(self, play):
         with pytest.raises(ConfigError, match=r"method\.repeats: only searches of a table"):
             search(play, "evolution", "method.repeats=2")
+
+
+def test_flops_are_known_where_all_samples_went_through_the_network_found(tmp_path):
+    quiet = ("threads=1", "progress=off", "figures=false", "baselines=off", f"outputs={tmp_path}")
+    words = ("method=random_nas", "model=darts_cells", *SMALL, "method.estimate.epochs=1", *quiet)
+    one, two = (advml.run(*words, f"method.evaluations={count}").result["budget"] for count in (1, 2))
+    assert one["flops_estimate"] > 0
+    assert two["samples"] > one["samples"]
+    assert two["flops_estimate"] is None
 
 
 class TestEnas:
@@ -131,13 +193,33 @@ class TestEnas:
             baseline = 0.99 * baseline + 0.01 * (reward + 1e-4 * entropy)
             advantages.append(reward + 1e-4 * entropy - baseline)
         loss = -(torch.tensor(advantages, dtype=torch.float64) * drawn.log_probability).mean()
-        adam = torch.optim.Adam(controller.parameters(), 0.0035)
+        epsilon = 1e-3 / 0.001**0.5  # TensorFlow's, which stands beside √v before it is corrected
+        adam = torch.optim.Adam(controller.parameters(), 0.0035, (0.0, 0.999), epsilon)
         loss.backward()
         adam.step()
         method._controller_step(0)
         assert float(method.learner.baseline) == pytest.approx(baseline, abs=1e-7)
         for ours, theirs in zip(method.learner.controller.parameters(), controller.parameters(), strict=True):
             torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+    def test_a_search_is_measured_to_its_end_on_validation_examples(self, play, monkeypatch):
+        played = enas(play, "method.retrain.epochs=0", "method.pool=2").go(2)
+        method, seen = played.method, []
+        score = method.shared.score
+
+        def watched(genotype, data):
+            seen.append(data)
+            return score(genotype, data)
+
+        monkeypatch.setattr(method.shared, "score", watched)
+        found = played.evaluate("valid")
+        assert method.ranked
+        assert 0 <= found[method.objective.metric] <= 1
+        assert len(seen) == 10
+        assert all(data.target.equal(method.data.valid.target) for data in seen)
+        assert seen[0].batch(slice(2)).inputs["image"].shape == (2, 1, 4, 4)
+        assert played.evaluate("test") == {}
+        assert enas(play, "dataset.valid=0").evaluate("valid") == {}
 
     def test_its_codes_are_the_controllers_decisions(self, play):
         method = enas(play).method

@@ -13,7 +13,7 @@ from advml.contracts import At
 from advml.errors import ConfigError
 from advml.methods.nas.darts import gumbel_choice
 from advml.methods.nas.monitor import Monitor, StopSettings, jumped
-from advml.methods.nas.retrain import Pace
+from advml.methods.nas.retrain import Pace, derived_network
 from advml.methods.nas.schedules import cosine, restarts
 from advml.nn.cells.genotype import Cell, Genotype
 
@@ -101,7 +101,7 @@ def test_it_is_the_loop_of_the_original(play, order):
     close(ours, theirs, atol=1e-12 if order == 1 else 1e-7)
 
 
-@pytest.mark.parametrize("words", [("method.alpha_lr=0",), ("method.warmup=2", "method.order=2")])
+@pytest.mark.parametrize("words", [("method.alpha_lr=0",), ("method.alpha_lr=0", "method.order=2")])
 def test_with_a_frozen_architecture_it_is_supervised_training_of_the_supernet(play, words):
     played = play(*WORDS, *words)
     original = Original(played)
@@ -117,6 +117,16 @@ def test_with_a_frozen_architecture_it_is_supervised_training_of_the_supernet(pl
     close(played.method.network.state_dict(), original.network.state_dict())
 
 
+def test_the_architecture_waits_for_the_end_of_the_warmup(play):
+    played = play(*WORDS, "method.warmup=1")
+    moved = []
+    for _ in range(2):
+        before = [alpha.detach().clone() for alpha in played.method.architecture]
+        played.go(1)
+        moved.append(not all(map(torch.equal, before, played.method.architecture)))
+    assert moved == [False, True]
+
+
 def test_the_halves_are_disjoint_and_the_validation_split_is_in_neither(play):
     method = play(*WORDS, "method.share=0.3").method
     rows = [
@@ -126,6 +136,18 @@ def test_the_halves_are_disjoint_and_the_validation_split_is_in_neither(play):
     assert len(method.train_half) == round(0.3 * len(method.data.train))
     assert len(method.train_half) + len(method.valid_half) == len(method.data.train)
     assert all(not rows[i] & rows[j] for i in range(4) for j in range(i))
+
+
+def test_a_frame_around_smaller_images_is_black(play):
+    """Zero before normalising, not after, where zero is the mean."""
+    method = play(*WORDS, "method.pad=2", "method.pool=2", "dataset.normalise=standard").method
+    seen = method.train_half.batch(slice(5)).inputs["image"]
+    black = method.data.train.prepared({"image": torch.zeros(1, 1, 1, 1)})["image"]
+    assert seen.shape == (5, 1, 6, 6)
+    assert float(black) < -0.1
+    torch.testing.assert_close(seen[:, :, [0, -1]], black.expand(5, 1, 2, 6))
+    whole = method.data.train.prepared(method.train_half.take(torch.arange(5)).inputs)["image"]
+    torch.testing.assert_close(seen[:, :, 1:-1, 1:-1], F.avg_pool2d(whole, 2))
 
 
 def test_search_derive_retrain_report(play):
@@ -155,8 +177,6 @@ def test_retraining_is_ordinary_training_of_the_derived_network(play):
     """Without drop-path, cutout and auxiliary head: torch's SGD on the fresh network."""
     played = play(*WORDS, "method.retrain.drop_path=0").go(2)
     played.go(1)
-    from advml.methods.nas.retrain import derived_network
-
     method = played.method
     network = derived_network(played.context, method.config.retrain, method.genotype, "retrain").train()
     sgd = torch.optim.SGD(network.parameters(), 0.025, 0.9, weight_decay=3e-4)
@@ -169,6 +189,17 @@ def test_retraining_is_ordinary_training_of_the_derived_network(play):
         torch.nn.utils.clip_grad_norm_(network.parameters(), 5.0)
         sgd.step()
     close(dict(method.result().named_parameters()), dict(network.named_parameters()))
+
+
+def test_filters_of_a_derived_network_lie_as_those_of_any_other(play):
+    played = play(*WORDS)
+    method, context = played.method, played.context
+    for device, layout in (("cpu", torch.channels_last), ("meta", torch.contiguous_format)):
+        context.device = torch.device(device)
+        network = derived_network(context, method.config.retrain, method.derive(), "retrain")
+        filters = [p for p in network.parameters() if p.dim() == 4]
+        assert len(filters) > 4
+        assert all(p.stride() == torch.empty(p.shape, memory_format=layout).stride() for p in filters)
 
 
 def test_the_auxiliary_head_and_drop_path_take_part(play):
@@ -200,6 +231,8 @@ def test_the_eigenvalue_leaves_the_network_alone(play):
     one, other = (play(*WORDS, f"method.eigenvalue={n}").go(2) for n in (0, 2))
     close(one.method.network.state_dict(), other.method.network.state_dict(), atol=0)
     assert all("eigenvalue" in step for step in other.steps)
+    # Two epochs, two products with the Hessian each, two gradients of a batch for each of these.
+    assert other.budget.counts["gradients"] - one.budget.counts["gradients"] == 2 * 2 * 2 * 24
 
 
 def test_the_jump_of_the_eigenvalue():
@@ -258,6 +291,11 @@ def test_paces_and_schedules():
         (["method.batch_size=1"], "method.batch_size"),
         (["method.stop.kind=eigenvalue"], "method.eigenvalue"),
         (["method.share=0.001"], "method.share"),
+        (["method.warmup=2"], r"method.warmup: 2 epochs leave none of 2 .* use fewer"),
+        (["method.stop.kind=skips"], r"method.stop.start: 10 epochs leave none of 2 .* use method.stop.start=1"),
+        (["method.skip_decay=true"], "method.skip_decay: .* use model.auxiliary_skip=true"),
+        (["precision=bf16", "method.order=2"], "precision=bf16: .* use precision=float32"),
+        (["precision=bf16", "method.eigenvalue=2"], "precision=bf16: .* method.eigenvalue=0"),
     ],
 )
 def test_one_clear_line(play, words, line):
@@ -265,6 +303,10 @@ def test_one_clear_line(play, words, line):
     with pytest.raises(ConfigError, match=line) as caught:
         play(*kept, *words)
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_bf16_serves_the_first_order(play):
+    assert play(*WORDS, "precision=bf16").go(1).steps[0]["loss"] > 0
 
 
 def test_the_shipped_file_binds():

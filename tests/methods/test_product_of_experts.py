@@ -115,3 +115,12 @@ class TestRefusals:
     def test_real_targets(self, play):
         line = refused(play, "method=product_of_experts", "dataset=diabetes", "model=mlp")
         assert line.startswith("dataset=diabetes: its target is real, but method=product_of_experts learns classes")
+
+
+def test_filters_of_a_named_model_lie_in_memory_as_those_of_any_other(play):
+    cnn = "{name: cnn, channels: [4, 4], hidden: 8, kernel: 3, norm: none, groups: 1, dropout: 0.0}"
+    method = play(*PRODUCT, f"method.models={{image: {cnn}}}").method
+    method.context.device = torch.device("meta")  # as on a GPU
+    network = method._built("image", parts(method.data.spec)["image"])
+    filters = [p for p in network.parameters() if p.dim() == 4]
+    assert [p.stride() for p in filters] == [torch.empty(p.shape).stride() for p in filters] != []

@@ -99,9 +99,30 @@ def test_the_average_moves_before_it_is_subtracted():
     assert any(not torch.equal(a, b) for a, b in zip(before, one.parameters(), strict=True))
 
 
+def test_its_adam_is_that_of_the_authors_code():
+    """tf.train.AdamOptimizer(0.0035, beta1=0.0, epsilon=1e-3): θ ← θ − lr √(1 − β₂ᵗ) g / (√v + ε)."""
+    one = controller(entropy=0.0)
+    learner, square = Reinforced(one, 0.9), [torch.zeros_like(p) for p in one.parameters()]
+    for update in (1, 2, 3):
+        drawn, rewards = one.draw(4, rng(update)), torch.tensor([1.0, 0.2, 0.4, 0.9], dtype=torch.float64)
+        baseline, advantages = learner.baseline, []
+        for reward in rewards:
+            baseline = 0.9 * baseline + 0.1 * reward
+            advantages.append(reward - baseline)
+        before = [p.detach().clone() for p in one.parameters()]
+        loss = policy_loss(drawn.log_probability, torch.stack(advantages))
+        gradients = torch.autograd.grad(loss, list(one.parameters()), retain_graph=True)
+        learner.learn(drawn, rewards)
+        rate = 0.0035 * (1 - 0.999**update) ** 0.5
+        for p, old, g, v in zip(one.parameters(), before, gradients, square, strict=True):
+            v.mul_(0.999).addcmul_(g, g, value=0.001)
+            torch.testing.assert_close(p.detach(), old - rate * g / (v.sqrt() + 1e-3), rtol=1e-6, atol=1e-9)
+
+
 def test_the_presets_are_those_of_the_specification():
     code, paper = PRESETS["code"], PRESETS["paper"]
     assert (code.hidden, code.lr, code.constant, code.shrink, code.entropy) == (64, 0.0035, 1.10, 2.5, 1e-4)
     assert (paper.hidden, paper.lr, paper.constant, paper.temperature, paper.entropy) == (100, 0.00035, 2.5, 5.0, 0.1)
+    assert (code.betas, code.eps) == ((0.0, 0.999), 1e-3)
     assert Controller(5, 5, code).operation.bias.tolist() == [10, 10, 0, 0, 0]
     assert Controller(5, 5, code).nudge.tolist() == [0.25, 0.25, -0.25, -0.25, -0.25]

@@ -187,9 +187,22 @@ def test_the_auxiliary_skip_is_added_with_its_factor():
     inputs, _ = batch()
     states = with_skip.cells[0].preprocess(*[with_skip.stem(inputs["image"])] * 2)
     for factor in (1.0, 0.25, 0.0):
-        with_skip.skip_weight = factor
+        with_skip.skip_weight.fill_(factor)
         gain = with_skip.features(inputs) - without.features(inputs)
         close(gain, factor * sum(states).mean((2, 3)))
+
+
+def test_the_factor_of_the_auxiliary_skip_is_saved_where_there_is_one():
+    one, other = (supernet(nodes=1, cells=1, reductions=0, auxiliary_skip=True) for _ in range(2))
+    one.skip_weight.fill_(0.25)
+    other.load_state_dict(one.state_dict())
+    assert float(other.skip_weight) == 0.25
+    close(one.eval()(batch()[0]), other.eval()(batch()[0]))
+    assert "skip_weight" not in supernet().state_dict()
+    old = {name: value for name, value in one.state_dict().items() if name != "skip_weight"}
+    fresh = supernet(nodes=1, cells=1, reductions=0, auxiliary_skip=True)
+    fresh.load_state_dict(old)  # of before the factor was saved
+    assert float(fresh.skip_weight) == 1
 
 
 def test_misfits_are_one_line_each():

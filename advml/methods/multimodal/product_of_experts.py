@@ -32,7 +32,7 @@ from advml.data.source import ModalSplit
 from advml.errors import ConfigError
 from advml.methods.multimodal.common import measured, robustness
 from advml.methods.multimodal.pictures import confusion
-from advml.models.build import build
+from advml.models.build import build, placed
 from advml.models.experts import Experts, parts
 from advml.nn.early_stopping import EarlyStopping, EpochSettings, loss_in
 from advml.nn.evaluation import measure, predict
@@ -93,7 +93,7 @@ class ProductOfExperts(Method):
         if reason := chosen.check(spec, bound):
             raise ConfigError(f"method.models.{name}: {block['name']} needs {reason}; choose another model")
         seed = int(torch.randint(2**62, (), generator=self.context.rng("build", name)))
-        return build(block["name"], bound, spec, seed).to(self.context.device, self.context.dtype)
+        return placed(build(block["name"], bound, spec, seed), self.context.device, self.context.dtype)
 
     def _own(self, name: str, split: ModalSplit, only_present: bool) -> ModalSplit:
         """What an expert reads of a split; of its training examples only those that have the modality."""

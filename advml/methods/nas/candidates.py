@@ -12,7 +12,7 @@ from torch import Tensor
 
 from advml.artifacts import Artifact, Curve, Table
 from advml.contracts import At, Metrics, Phase, Real, Record, SplitName, Step
-from advml.methods.nas.common import ArchitectureSearch, check_batches, halves, shrunk_spec
+from advml.methods.nas.common import ArchitectureSearch, check_batches, check_retraining, halves, shrunk_spec
 from advml.methods.nas.darts import supernet
 from advml.methods.nas.retrain import Retraining, derived_network
 from advml.methods.nas.settings import SearcherSettings
@@ -31,9 +31,10 @@ MOST = 5  # questions for each evaluation, where candidates that were met before
 class CandidateSearch(ArchitectureSearch):
     """One search over the space of `model`. A step of the phase `search` scores one candidate.
 
-    `estimate.kind: training`: its network, in the size of `retrain`, is trained for `estimate.epochs` on the weights'
-    half and scored on the other. `sharing`: before, the supernet is trained on single architectures drawn evenly;
-    a candidate is scored with those weights. A candidate met before keeps its score. One evaluation needs no score.
+    `estimate.kind: training`: its network, in the size of `retrain` but for the images of the search, is trained for
+    `estimate.epochs` on the weights' half and scored on the other. `sharing`: before, the supernet is trained on single
+    architectures drawn evenly; a candidate is scored with those weights. A candidate met before keeps its score. One
+    evaluation needs no score.
     """
 
     def __init__(self, make: Callable[[Choices, int], Searcher]) -> None:
@@ -42,13 +43,18 @@ class CandidateSearch(ArchitectureSearch):
     def setup_search(self) -> None:
         """The space, the searcher, and what scores."""
         config, context = self.config, self.context
-        network = supernet(context.build(shrunk_spec(self.data.spec, config)), "a search over architectures")
+        self.seen = shrunk_spec(self.data.spec, config)
+        network = supernet(context.build(self.seen), "a search over architectures")
         self.space = space_of(network)
         self.choices = Choices(self.space.choices)
         self.searcher: Searcher = self.make_searcher(self.choices, 1)
         self.train_half, self.valid_half = halves(context, config)
         check_batches("method.batch_size", config.batch_size, len(self.train_half))
+        if config.estimate.kind == "training" and config.evaluations > 1:
+            check_retraining(config.retrain, self.seen, len(self.train_half))
+        self.several_networks = config.evaluations > 1
         self.scored: list[tuple[Code, float, int, int]] = []  # code, score, parameters, multiply-adds: by question
+        self.met: dict[Code, tuple[float, int, int]] = {}  # the same of each canonical code
         self.shared: SharedWeights | None = None
         if self.sharing:
             self.shared = SharedWeights(network, context, config.estimate, self.train_half, config.batch_size)
@@ -72,28 +78,22 @@ class CandidateSearch(ArchitectureSearch):
             return Step({"loss": self._share(at.index)})
         points = self.searcher.ask(self.context.rng("ask", self.config.draw, at.index))
         code: Code = tuple(points[0].tolist())
-        met = self._met(code)
-        if met is None or self.config.count == "raw":
+        canonical = self.space.canonical(code)
+        if canonical not in self.met or self.config.count == "raw":
             self.context.count(evaluations=1)
-        score, parameters, work = self._score(code) if met is None else met
+        if canonical not in self.met:
+            self.met[canonical] = self._score(code)
+        score, parameters, work = self.met[canonical]
         self.scored.append((code, score, parameters, work))
         self.searcher.tell(points, torch.tensor([score], dtype=torch.float64))
         return Step({"score": score, "parameters": float(parameters)}, end_phase=self._is_over())
 
-    def _met(self, code: Code) -> tuple[float, int, int] | None:
-        same = self.space.canonical(code)
-        rows = (row[1:] for row in self.scored if self.space.canonical(row[0]) == same)
-        return next(rows, None)
-
     def _is_over(self) -> bool:
         config: SearcherSettings = self.config
-        charged = self.scored
-        if config.count == "unique":
-            charged = list({self.space.canonical(row[0]): row for row in self.scored}.values())
-        work = sum(row[3] for row in charged)
-        return len(charged) >= config.evaluations or (
-            config.multiply_adds is not None and work >= config.multiply_adds
-        )
+        unique = config.count == "unique"
+        charged = len(self.met) if unique else len(self.scored)
+        work = sum(row[-1] for row in (self.met.values() if unique else self.scored))
+        return charged >= config.evaluations or (config.multiply_adds is not None and work >= config.multiply_adds)
 
     # --- scores ---
 
@@ -110,7 +110,7 @@ class CandidateSearch(ArchitectureSearch):
     def _trained_score(self, genotype: Genotype) -> Tensor | float:
         """Trained from the same seed as every other candidate."""
         brief = replace(self.config.retrain, epochs=self.config.estimate.epochs, block=None)
-        training = Retraining(self.context, brief, genotype, self.train_half, "candidate")
+        training = Retraining(self.context, brief, genotype, self.train_half, "candidate", self.seen)
         for epoch in range(brief.epochs):
             training.step(At(0, epoch, epoch, epoch == brief.epochs - 1))
         found = measure(training.network, self.valid_half, autocast=self.context.autocast)
@@ -166,6 +166,7 @@ class CandidateSearch(ArchitectureSearch):
         """Restore them."""
         rows = zip(told["codes"].tolist(), told["scores"].tolist(), told["costs"], strict=True)
         self.scored = [(tuple(code), score, parameters, work) for code, score, (parameters, work) in rows]
+        self.met = {self.space.canonical(row[0]): row[1:] for row in self.scored}
 
     def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
         """The cells; all candidates, and their scores against their parameters."""

@@ -58,6 +58,7 @@ class ArchitectureSearch(Method):
     settings: ClassVar[type] = SearchSettings
     needs = Needs(view="plain", targets=(Classes, Real))
     objective = Objective("accuracy", "valid", "max", keep_best=False)
+    several_networks = True  # what the search trains, and what it found
 
     def setup(self, context: Context) -> None:
         """Check what would only be seen after the search; then that which searches."""
@@ -187,22 +188,39 @@ class ArchitectureSearch(Method):
 
 
 @dataclass(frozen=True)
-class Shrink:
-    """Images padded with zeros on all sides, then averaged over squares: what a search may look at instead."""
+class Pad:
+    """Stored images with zeros on all sides. It comes before normalising, after which zero is the mean and no black."""
 
-    pad: int
-    pool: int
+    width: int
 
     def __call__(self, values: Tensor) -> Tensor:
-        return F.avg_pool2d(F.pad(values, (self.pad,) * 4), self.pool)
+        return F.pad(values, (self.width,) * 4)
 
-    def to(self, device: torch.device, dtype: torch.dtype) -> Shrink:
+    def to(self, device: torch.device, dtype: torch.dtype) -> Pad:
         """It has no constants."""
         return self
 
     def state(self) -> dict[str, Any]:
         """Never saved with a network: the retrained one sees whole images."""
-        return {"kind": "shrink", "pad": self.pad, "pool": self.pool}
+        return {"kind": "pad", "width": self.width}
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Prepared images averaged over squares of `side` × `side` pixels."""
+
+    side: int
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return F.avg_pool2d(values, self.side)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Pool:
+        """It has no constants."""
+        return self
+
+    def state(self) -> dict[str, Any]:
+        """Never saved with a network: the retrained one sees whole images."""
+        return {"kind": "pool", "side": self.side}
 
 
 def shrunk_spec(spec: Spec, config: SearchSettings) -> Spec:
@@ -217,11 +235,12 @@ def shrunk_spec(spec: Spec, config: SearchSettings) -> Spec:
 
 
 def shrunk(split: Split, config: SearchSettings) -> Split:
-    """A split whose images come to the network shrunk."""
+    """A split whose images come to the network padded and pooled: what a search may look at instead."""
     if config.pad == 0 and config.pool == 1:
         return split
     (name,) = split.inputs
-    return replace(split, prepare={name: (*split.prepare.get(name, ()), Shrink(config.pad, config.pool))})
+    steps = (Pad(config.pad), *split.prepare.get(name, ()), Pool(config.pool))
+    return replace(split, prepare={name: steps})
 
 
 def halves(context: Context, config: SearchSettings) -> tuple[Split, Split]:

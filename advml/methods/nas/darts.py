@@ -11,7 +11,7 @@ from torch import Tensor
 
 from advml.artifacts import Artifact
 from advml.config import CountFloat, CountInt, Fraction, PositiveFloat, PositiveInt, settings
-from advml.contracts import At, Batch, Metrics, Network, Phase, Record, SplitName, Step
+from advml.contracts import At, Batch, Context, Metrics, Network, Phase, Record, SplitName, Step
 from advml.errors import ConfigError
 from advml.methods.nas.common import ArchitectureSearch, SearchSettings, check_batches, halves, shrunk, shrunk_spec
 from advml.methods.nas.monitor import Monitor, StopSettings
@@ -50,9 +50,19 @@ class DartsSettings(SearchSettings):
     stop: StopSettings
 
     def __post_init__(self) -> None:
-        """An eigenvalue is needed where it decides."""
+        """What has no effect, or decides without being known, misleads."""
         if self.stop.kind == "eigenvalue" and not self.eigenvalue:
             raise ValueError("eigenvalue: stop.kind=eigenvalue needs one; use 10 iterations")
+        if self.stop.kind != "none" and self.stop.start >= self.epochs:
+            raise ValueError(
+                f"stop.start: {self.stop.start} epochs leave none of {self.epochs} in which the search may stop;"
+                f" use method.stop.start={self.epochs // 2}, or more method.epochs"
+            )
+        if self.warmup >= self.epochs:
+            raise ValueError(
+                f"warmup: {self.warmup} epochs leave none of {self.epochs} to move the architecture in; use fewer"
+                " (method.alpha_lr=0 keeps it where it is)"
+            )
 
 
 class Darts(ArchitectureSearch):
@@ -68,7 +78,14 @@ class Darts(ArchitectureSearch):
     def setup_search(self) -> None:
         """The supernet; SGD for its weights, Adam for its architecture."""
         config, context = self.config, self.context
+        if (config.order == 2 or config.eigenvalue) and autocasting(context):
+            raise ConfigError(
+                "precision=bf16: drowns the small differences of gradients that method.order=2 and method.eigenvalue"
+                " take; use precision=float32, or method.order=1 and method.eigenvalue=0"
+            )
         self.network = supernet(context.build(shrunk_spec(self.data.spec, config)), "darts")
+        if config.skip_decay and not self.network.config.auxiliary_skip:
+            raise ConfigError("method.skip_decay: needs a skip whose weight can fall; use model.auxiliary_skip=true")
         self.weights, self.architecture = self.network.weights(), self.network.architecture()
         self.optimiser = Sgd(self.weights, config.lr, config.momentum, weight_decay=config.weight_decay)
         self.alpha_optimiser = Adam(
@@ -95,7 +112,7 @@ class Darts(ArchitectureSearch):
         self.network.train()
         self.optimiser.lr = cosine(config.lr, config.lr_min, epoch / config.epochs)
         if config.skip_decay:
-            self.network.skip_weight = 1 - epoch / config.epochs
+            self.network.skip_weight.fill_(1 - epoch / config.epochs)
         train = minibatches(len(self.train_half), config.batch_size, start, stop, self._rng("train order"))
         valid = minibatches(len(self.valid_half), config.batch_size, start, stop, self._rng("valid order"))
         losses: list[Tensor] = []
@@ -190,6 +207,7 @@ class Darts(ArchitectureSearch):
         start = [torch.randn(alpha.shape, generator=rng).to(alpha) for alpha in architecture]
 
         def loss() -> Tensor:
+            self.context.count(gradients=len(batch.target))
             with self.context.autocast():
                 return self.loss(copy(batch.inputs), batch)
 
@@ -251,6 +269,12 @@ def supernet(network: Network, method: str) -> Supernet:
     if not isinstance(network, Supernet):
         raise ConfigError(f"model: method={method} searches a supernet; use model=darts_cells or model=enas_micro")
     return network
+
+
+def autocasting(context: Context) -> bool:
+    """Does the run compute in bf16?"""
+    with context.autocast():
+        return torch.is_autocast_enabled(context.device.type)
 
 
 def gumbel_choice(

@@ -12,14 +12,17 @@ from advml.artifacts import Artifact, Table
 from advml.config import CountFloat, Fraction, PositiveFloat, PositiveInt, settings
 from advml.contracts import At, Metrics, Phase, Record, SplitName, Step
 from advml.errors import ConfigError
-from advml.methods.nas.common import ArchitectureSearch, SearchSettings, check_batches, halves, shrunk_spec
+from advml.methods.nas.common import ArchitectureSearch, SearchSettings, check_batches, halves, shrunk, shrunk_spec
 from advml.methods.nas.darts import supernet
+from advml.methods.nas.retrain import some_examples
 from advml.methods.nas.schedules import restarts
 from advml.methods.nas.shared import SharedWeights
 from advml.nn.cells.genotype import Genotype
 from advml.nn.cells.spaces import EnasMicro
 from advml.nn.search.controller import PRESETS, Controller, Reinforced
 from advml.nn.training import minibatches
+
+JUDGED = 500  # validation examples on which a search is measured, ten architectures each time
 
 
 @settings
@@ -66,6 +69,7 @@ class Enas(ArchitectureSearch):
         self.train_half, self.valid_half = halves(context, config)
         for half in (self.train_half, self.valid_half):
             check_batches("method.batch_size", config.batch_size, len(half))
+        self.judged = some_examples(context, shrunk(self.data.valid, config), JUDGED, "evaluation examples")
 
         def rate(epoch: int) -> float:
             return restarts(config.lr, config.lr_min, epoch, config.restart, config.restart_factor)
@@ -107,10 +111,12 @@ class Enas(ArchitectureSearch):
             len(self.valid_half), self.config.batch_size, number * count, (number + 1) * count,
             lambda epoch: self.context.rng("reward order", epoch),
         )  # fmt: skip
-        rewards = torch.stack([
-            self.shared.score(genotype, self.valid_half.take(index))
-            for genotype, index in zip(self._genotypes(drawn.cells), batches, strict=True)
-        ]).to(drawn.log_probability)  # fmt: skip
+        with self.shared.scoring():
+            scores = [
+                self.shared.score(genotype, self.valid_half.take(index))
+                for genotype, index in zip(self._genotypes(drawn.cells), batches, strict=True)
+            ]
+        rewards = torch.stack(scores).to(drawn.log_probability)
         self.learner.learn(drawn, rewards)
         self.context.count(evaluations=count)
         return rewards.mean(), drawn.entropy.mean()
@@ -122,7 +128,8 @@ class Enas(ArchitectureSearch):
             cells = self.learner.controller.draw(config.candidates, rng("candidates")).cells
         order = torch.randperm(len(self.valid_half), generator=rng("candidates batch"))
         batch = self.valid_half.take(order[: config.batch_size])
-        scores = [float(self.shared.score(genotype, batch)) for genotype in self._genotypes(cells)]
+        with self.shared.scoring():
+            scores = [float(self.shared.score(genotype, batch)) for genotype in self._genotypes(cells)]
         self.context.count(evaluations=config.candidates)
         places = sorted(range(len(scores)), key=lambda place: -scores[place])
         self.ranked = [(cells[place].flatten().tolist(), scores[place]) for place in places]
@@ -139,12 +146,13 @@ class Enas(ArchitectureSearch):
             return self._genotypes(self.learner.controller.draw(1, self.context.rng("candidates")).cells)[0]
 
     def search_evaluate(self, split: SplitName) -> Metrics:
-        """The mean of ten architectures that the controller draws, with the shared weights."""
-        if split != "valid" or self.ranked:
+        """The mean of ten architectures that the controller draws, with the shared weights, on validation examples."""
+        if split != "valid" or not len(self.judged):
             return {}
         with torch.no_grad():
             cells = self.learner.controller.draw(10, self.context.rng("evaluation")).cells
-        scores = torch.stack([self.shared.score(genotype, self.valid_half) for genotype in self._genotypes(cells)])
+        with self.shared.scoring():
+            scores = torch.stack([self.shared.score(genotype, self.judged) for genotype in self._genotypes(cells)])
         name = "search_mse" if self.objective.metric.endswith("mse") else "search_accuracy"
         return {name: -scores.mean() if name == "search_mse" else scores.mean()}
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from advml.config import CountFloat, CountInt, Fraction, PositiveFloat, PositiveInt, settings
-from advml.contracts import At, Batch, Context, Metrics, Network, Phase, Split, SplitName
+from advml.contracts import At, Batch, Context, Metrics, Network, Phase, Spec, Split, SplitName
+from advml.models.build import placed
 from advml.models.genotype import GenotypeSettings, build_genotype
 from advml.nn.augment import crop_and_flip, cutout
 from advml.nn.cells.genotype import Genotype
@@ -91,10 +92,10 @@ class Retraining:
 
     def __init__(
         self, context: Context, config: RetrainSettings, genotype: Genotype, split: Split | None = None,
-        purpose: str = "retrain",
+        purpose: str = "retrain", spec: Spec | None = None,
     ) -> None:  # fmt: skip
         self.context, self.config, self.genotype, self.purpose = context, config, genotype, purpose
-        self.network = derived_network(context, config, genotype, purpose)
+        self.network = derived_network(context, config, genotype, purpose, spec)
         given = context.data.train if split is None else split
         self.train_split = some_examples(context, given, config.examples, f"{purpose} examples")
         self.settings = training_settings(config)
@@ -148,14 +149,18 @@ class Retraining:
         self.optimiser.load_state_dict(state["optimiser"])
 
 
-def derived_network(context: Context, config: RetrainSettings, genotype: Genotype, purpose: str) -> Network:
-    """The network of a genotype in the size of `retrain`, a pure function of (seed, purpose)."""
+def derived_network(
+    context: Context, config: RetrainSettings, genotype: Genotype, purpose: str, spec: Spec | None = None
+) -> Network:
+    """The network of a genotype in the size of `retrain`, for `spec` (default: the view's): a pure function of
+    (seed, purpose, spec).
+    """
     like = GenotypeSettings(
         path=None, published=None, genotype=None, channels=config.channels, cells=config.cells,
         reductions=config.reductions, auxiliary=config.auxiliary > 0, drop_path=0.0,
     )  # fmt: skip
     seed = int(torch.randint(2**62, (), generator=context.rng("build", purpose)))
-    return build_genotype(genotype, context.data.spec, like, seed).to(context.device, context.dtype)
+    return placed(build_genotype(genotype, spec or context.data.spec, like, seed), context.device, context.dtype)
 
 
 def pace_of(config: RetrainSettings, examples: int) -> Pace:
@@ -180,7 +185,7 @@ def augmented(split: Split, index: Tensor, config: RetrainSettings, rng: torch.G
     images = batch.inputs[name]
     if config.augment == "crop_flip":
         raw = split.inputs[name].index_select(0, index.to(split.device))
-        if raw.shape == images.shape:  # so that what is shifted in is black, whatever the normalisation
+        if raw.dim() == images.dim():  # so that what is shifted in is black, whatever the normalisation
             images = split.prepared({name: crop_and_flip(raw, 4, rng)})[name]
         else:
             images = crop_and_flip(images, 4, rng)

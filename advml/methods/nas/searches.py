@@ -62,7 +62,7 @@ class RandomArchitectures(Method):
                 raise ConfigError("dataset: has no target to train a candidate on; choose another data set")
             self.inner = CandidateSearch(self.searcher)
         self.inner.setup(context)
-        self.objective = self.inner.objective
+        self.objective, self.several_networks = self.inner.objective, self.inner.several_networks
 
     def phases(self) -> Sequence[Phase]:
         """Those of the way to score."""

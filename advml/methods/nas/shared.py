@@ -47,6 +47,7 @@ class SharedWeights:
         self.optimiser = Sgd(self.weights, config.lr, config.momentum, nesterov, config.weight_decay)
         self.loss = make_loss("auto", context.data.spec.target)
         self.per_epoch = -(-len(data) // batch_size)
+        self._scoring = False
 
     def epoch(self, epoch: int, draw: Callable[[int], Genotype]) -> Tensor:
         """Each mini-batch trains the architecture that `draw(update)` gives; the mean loss."""
@@ -77,6 +78,19 @@ class SharedWeights:
         with self.context.autocast():
             return self.loss(self.network(batch.inputs, *self.network.selection(genotype)), batch)
 
+    @contextmanager
+    def scoring(self) -> Iterator[None]:
+        """Around many scores: the network is made ready for them once. `score` enters it where nobody has."""
+        if self._scoring:
+            yield
+            return
+        with batch_statistics(self.network):
+            self._scoring = True
+            try:
+                yield
+            finally:
+                self._scoring = False
+
     def score(self, genotype: Genotype, data: Split) -> Tensor:
         """Accuracy (or minus the squared error) on these examples, 0-d. Batch norm by each batch: the running averages
         are those of other architectures.
@@ -84,7 +98,7 @@ class SharedWeights:
         mix, active = self.network.selection(genotype)
         found: list[Tensor] = []
         sizes: list[int] = []
-        with batch_statistics(self.network), torch.no_grad():
+        with self.scoring(), torch.no_grad():
             for start in range(0, len(data), BATCH):
                 batch = data.batch(slice(start, start + BATCH))
                 if len(batch.target) == 1 and found:

@@ -94,7 +94,7 @@ def _affine(norms: Sequence[nn.BatchNorm2d], weight: Tensor | None) -> tuple[Ten
     return (scale, shift) if spread is None else (scale * spread, shift * spread)
 
 
-def fused_cell(cell: SuperCell, older: Tensor, newer: Tensor, mix: Mix, skip: float) -> Tensor:
+def fused_cell(cell: SuperCell, older: Tensor, newer: Tensor, mix: Mix, skip: Tensor) -> Tensor:
     """What `SuperCell.forward` gives when no operation is spared."""
     states = cell.preprocess(older, newer)
     weights, of_edges = mix[cell.kind], mix.get(f"{cell.kind} edges")

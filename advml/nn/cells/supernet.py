@@ -74,7 +74,7 @@ class MixedEdge(nn.Module):
         skips = config.auxiliary_skip
         self.auxiliary = operation("skip_connect", channels, channels, stride, affine) if skips else None
 
-    def forward(self, inputs: Tensor, weights: Tensor, active: Sequence[int], skip: float) -> Tensor | None:
+    def forward(self, inputs: Tensor, weights: Tensor, active: Sequence[int], skip: Tensor) -> Tensor | None:
         """`weights` [O] → the mixture of the `active` operations; None where nothing but zeros is to be added."""
         part = inputs[:, : self.width] if self.partial > 1 else inputs
         total: Tensor | None = None
@@ -86,7 +86,7 @@ class MixedEdge(nn.Module):
             total = term if total is None else total + term
         return self.finish(inputs, total, skip)
 
-    def finish(self, inputs: Tensor, total: Tensor | None, skip: float) -> Tensor | None:
+    def finish(self, inputs: Tensor, total: Tensor | None, skip: Tensor) -> Tensor | None:
         """What comes after the operations: the channels that passed by, the auxiliary skip."""
         if self.partial > 1:
             rest = inputs[:, self.width :]
@@ -121,7 +121,7 @@ class SuperCell(nn.Module):
             for _, source in self.wiring
         )
 
-    def forward(self, older: Tensor, newer: Tensor, mix: Mix, active: Active, skip: float) -> Tensor:
+    def forward(self, older: Tensor, newer: Tensor, mix: Mix, active: Active, skip: Tensor) -> Tensor:
         """The outputs of the two cells before → all nodes, concatenated [B, nodes · C, H', W']."""
         weights, chosen = mix[self.kind], active[self.kind]
         if self.fused and all(len(numbers) == weights.shape[1] for numbers in chosen):
@@ -165,13 +165,13 @@ class Supernet(Network):
     """A stack of cells that share the architecture parameters of their kind.
 
     `alphas`: kind → Parameter [edges, operations], drawn as 1e-3 · N(0, 1); `betas`: with partial channels, kind →
-    Parameter [edges], the weights of the edges into a node. `skip_weight`: the factor of DARTS−'s auxiliary skip, set
-    by the method. Every key of the state is the same for both engines.
+    Parameter [edges], the weights of the edges into a node. `skip_weight`: the factor of DARTS−'s auxiliary skip, a 0-d
+    buffer that the method fills; saved where there are such skips. Every key of the state is the same for both engines.
     """
 
     settings: ClassVar[type] = SupernetSettings
     space: ClassVar[str] = "darts_cells"
-    skip_weight: float = 1.0
+    skip_weight: Tensor
 
     @classmethod
     def check(cls, spec: Spec, settings: Any) -> str | None:
@@ -198,6 +198,13 @@ class Supernet(Network):
         self.alphas = nn.ParameterDict({kind: nn.Parameter(1e-3 * torch.randn(size)) for kind in KINDS})
         edges = {kind: nn.Parameter(1e-3 * torch.randn(size[0])) for kind in KINDS if settings.partial > 1}
         self.betas = nn.ParameterDict(edges)
+        self.register_buffer("skip_weight", torch.ones(()), persistent=settings.auxiliary_skip)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """States saved before the factor was among them: it stays as it is, and a search sets it at its next step."""
+        if self.config.auxiliary_skip:
+            state_dict.setdefault(f"{prefix}skip_weight", self.skip_weight)
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def architecture(self) -> list[nn.Parameter]:
         """α, and β where there are any: never among `weights()`."""

@@ -6,6 +6,7 @@ rewarded; REINFORCE moves its weights. Details beyond the paper follow the autho
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -25,7 +26,8 @@ class Preset:
 
     Logits of inputs are c · tanh(l / temperature), those of operations (c / shrink) · tanh(l / temperature) + bias.
     `favoured` begins the learned bias of the first two operations (separable convolutions); `nudge` is added to
-    theirs and taken from the others' for good, in the first cell.
+    theirs and taken from the others' for good, in the first cell. `betas`, `eps` are Adam's; eps as TensorFlow has it,
+    beside √v before the correction of v.
     """
 
     hidden: int
@@ -36,11 +38,13 @@ class Preset:
     entropy: float
     favoured: float
     nudge: float
+    betas: tuple[float, float]
+    eps: float
 
 
 PRESETS: Mapping[str, Preset] = {
-    "paper": Preset(100, 0.00035, 2.5, 1.0, 5.0, 0.1, 0.0, 0.0),
-    "code": Preset(64, 0.0035, 1.10, 2.5, 1.0, 1e-4, 10.0, 0.25),
+    "paper": Preset(100, 0.00035, 2.5, 1.0, 5.0, 0.1, 0.0, 0.0, (0.9, 0.999), 1e-8),
+    "code": Preset(64, 0.0035, 1.10, 2.5, 1.0, 1e-4, 10.0, 0.25, (0.0, 0.999), 1e-3),
 }
 
 
@@ -141,7 +145,8 @@ class Reinforced:
 
     def __init__(self, controller: Controller, decay: float = 0.99) -> None:
         self.controller, self.decay = controller, decay
-        self.optimiser = Adam(controller.parameters(), controller.preset.lr)
+        preset = controller.preset
+        self.optimiser = Adam(controller.parameters(), preset.lr, preset.betas, preset.eps)
         self.baseline: Tensor = torch.zeros((), device=controller.begin.device, dtype=controller.begin.dtype)
 
     def learn(self, drawn: Drawn, rewards: Tensor) -> None:
@@ -156,6 +161,9 @@ class Reinforced:
             averages.append(self.baseline)
         self.optimiser.zero_grad()
         policy_loss(drawn.log_probability, full - torch.stack(averages)).backward()
+        done, preset = max(self.optimiser.updates), self.controller.preset
+        # lr m / (√v / c + ε / c) = lr c m / (√v + ε), TensorFlow's step, with c = √(1 − β₂ᵗ)
+        self.optimiser.eps = preset.eps / math.sqrt(1 - preset.betas[1] ** (done + 1))
         self.optimiser.step()
         self.optimiser.zero_grad()
 
