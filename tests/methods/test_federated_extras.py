@@ -19,6 +19,7 @@ PARAMETERS = 64 * 10 + 10
 MASKED = "method.secure_aggregation.enabled=true"
 OWN_NORMS = ("model=mlp", "model.norm=batch", "method.batch_norm=local")
 PRIVATE = ("method.privacy.kind=client", "method.privacy.noise=1.0", "method.privacy.delta=0.001")
+ADAPTIVE = (*PRIVATE, "method.privacy.quantile=0.5", "method.privacy.count_noise=2.0")
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +214,8 @@ def test_the_shipped_private_run_learns_and_keeps_its_promise(play):
         (("method=scaffold", *PRIVATE), r"method\.privacy: SCAFFOLD sends its variates"),
         ((*PRIVATE, "model=mlp", "model.norm=batch", "method.batch_norm=average"), r"batch_norm=local"),
         ((*PRIVATE, "method.privacy.quantile=0.5"), r"method\.privacy\.count_noise: "),
+        ((*ADAPTIVE, "method.dropout=0.4"), r"method\.dropout: .*quantile=null, or method\.dropout=0$"),
+        ((*ADAPTIVE, "method.stragglers.fraction=0.4"), r"method\.stragglers: .*or method\.stragglers\.keep=true$"),
         (("method.privacy.kind=client",), r"method\.privacy\.noise: "),
     ],
 )

@@ -98,6 +98,15 @@ class Extras(Rounds):
                 "method.privacy: rounding to fixed point after clipping is not accounted for; use "
                 "method.secure_aggregation.enabled=false"
             )
+        slow = config.stragglers.fraction and not config.stragglers.keep
+        if config.privacy.quantile is not None and (config.dropout or slow):
+            # Who does not arrive counts as half a norm below the bound: C aims at another quantile, or runs away.
+            given = "dropout" if config.dropout else "stragglers"
+            instead = "method.stragglers.keep=true" if given == "stragglers" else "method.dropout=0"
+            raise ConfigError(
+                f"method.{given}: a bound that follows a quantile of norms counts on all who are drawn; use "
+                f"method.privacy.quantile=null, or {instead}"
+            )
         if beside := [name for name in self.shared if name not in self.parameters]:
             raise ConfigError(
                 f"method.privacy: {beside[0]} are statistics of examples that no noise hides; use "
