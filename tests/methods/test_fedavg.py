@@ -274,6 +274,12 @@ class TestRefusals:
     def test_fedbn_without_batch_norm(self, play):
         assert "model.norm=batch" in refused(play, "fedbn", model="mlp")
 
+    @pytest.mark.parametrize("method", ["scaffold", "fedprox", "ditto"])
+    def test_own_norms_where_all_must_be_the_servers(self, play, method):
+        line = refused(play, method, "method.batch_norm=local", model="mlp_batch")
+        assert line.startswith("method.batch_norm: local, but ")
+        assert line.endswith("; use average, or method=fedbn")
+
     def test_a_curve_of_nothing(self, play):
         line = refused(play, "fedavg", "method.curve=valid", "dataset.valid=0.0")
         assert line.startswith("method.curve=valid: the split is empty")

@@ -82,7 +82,7 @@ class TestScaffold:
         plain, corrected = (one.evaluate("train")["loss"] for one in played)
         assert corrected < plain
 
-    @pytest.mark.parametrize("words", ["method.momentum=0.9", "method.optimiser=adam"])
+    @pytest.mark.parametrize("words", ["method.momentum=0.9", "method.optimiser=adam", "method.clip_norm=1.0"])
     def test_its_variates_are_those_of_plain_steps(self, play, words):
         assert "SCAFFOLD" in refused(play, "scaffold", words)
 

@@ -90,9 +90,13 @@ class Tally:
 
 
 class Federated(Extras):
-    """Algorithm 1 of McMahan et al. 2017, with places for what others put there."""
+    """Algorithm 1 of McMahan et al. 2017, with places for what others put there.
+
+    `needs_all`: why every parameter must be the server's, where a method cannot do with norms of the clients' own.
+    """
 
     settings: ClassVar[type] = FederatedSettings
+    needs_all: ClassVar[str | None] = None
 
     # --- a round ---
 
@@ -312,6 +316,8 @@ class Federated(Extras):
         local = self.config.batch_norm == "local"
         if local and not norms:
             raise ConfigError("method.batch_norm: local, and the model has none; use model.norm=batch, or average")
+        if local and self.needs_all is not None:
+            raise ConfigError(f"method.batch_norm: local, but {self.needs_all}; use average, or method=fedbn")
         self.own = {name for name in state if local and name.rpartition(".")[0] in norms}
         self.parameters: dict[str, nn.Parameter] = dict(self.network.named_parameters())
         shared = {name: value for name, value in state.items() if name not in self.own}

@@ -33,6 +33,7 @@ class Ditto(Federated):
     """
 
     settings: ClassVar[type] = Settings
+    needs_all = "there are no global norms to hold a client's near"
 
     def setup(self, context: Context) -> None:
         """And the network at which own models begin."""
