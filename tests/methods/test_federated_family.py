@@ -226,12 +226,12 @@ class TestPersonal:
 
 
 def test_centralised(play):
-    """Mini-batch descent on the pooled examples: C E ⌈N/B⌉ updates a round, one optimiser."""
+    """Mini-batch descent on the pooled examples: m/K E ⌈N/B⌉ updates a round, of 5 clients m = 2; one optimiser."""
     words = ("method.momentum=0.5", "method.batch_size=20", "method.lr=0.05", "method.epochs=1")
     played = federated(play, "centralised", *words)
     model, examples = copy.deepcopy(played.method.network), len(played.view.train)
     optimiser = torch.optim.SGD(model.parameters(), 0.05, 0.5)
-    updates = round(3 * 0.5 * -(-examples // 20))
+    updates = round(3 * 2 / 5 * -(-examples // 20))
     orders = [torch.randperm(examples, generator=played.context.rng("order", epoch)).split(20) for epoch in range(3)]
     for index in [index for order in orders for index in order][:updates]:
         inputs, target, _ = played.view.train.batch(index)
@@ -240,6 +240,14 @@ def test_centralised(play):
         optimiser.step()
     close(played.go().weights(), model.state_dict())
     assert played.budget.counts["updates"] == updates
+
+
+@pytest.mark.parametrize("words", [["method.batch_size=null"], ["method.batch_size=1000"], ["method.fraction=0.01"]])
+def test_centralised_takes_as_many_examples_as_federated_averaging(play, words):
+    """FedSGD too, where a batch is what the clients of a round have; and where C K is less than a client."""
+    words = ("method.rounds=10", "method.epochs=1", "method.batch_size=4", *words)
+    taken = [federated(play, name, *words).go().budget.counts["gradients"] for name in ("centralised", "fedavg")]
+    assert taken[0] == pytest.approx(taken[1], abs=60)  # whose clients have 43 or 44 examples, batches end with epochs
 
 
 @pytest.mark.parametrize("method", ["fedavg", "scaffold", "ditto", "fedavg_finetune"])
