@@ -225,8 +225,30 @@ def test_refusals(play, words, told):
 
 
 def test_privacy_goes_with_batch_norms_that_stay_with_the_clients(after):
-    run = after(*PRIVATE, "model=mlp", "model.norm=batch", "method.batch_norm=local", "method.rounds=2")
+    """And not in the network that is handed out, nor in what chooses it."""
+    run = after(*PRIVATE, *OWN_NORMS, "method.rounds=2")
     assert run.method.evaluate("valid")["epsilon"] > 0
+    initial = after(*OWN_NORMS, "method.dropout=1.0").weights()
+    handed_out = run.method.result().state_dict()
+    norms = [name for name in initial if name in run.method.own]
+    assert norms
+    assert all(torch.equal(handed_out[name], initial[name]) for name in norms)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("client", ("method=ditto",)),
+        ("client", ("method=fedavg_finetune",)),
+        ("client", OWN_NORMS),
+        ("example", ("method=ditto",)),
+    ],
+)
+def test_models_without_noise_choose_no_private_state(play, kind, words):
+    private = play(*SMALL, *PRIVATE, f"method.privacy.kind={kind}", *words)
+    assert private.method.objective.metric == "accuracy"
+    assert "personal_accuracy" in private.evaluate("valid")
+    assert play(*SMALL, *words).method.objective.metric == "personal_accuracy"
 
 
 # --- several processes -----------------------------------------------------------------------------------------------

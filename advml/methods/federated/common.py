@@ -297,9 +297,14 @@ class Federated(Extras):
             self.personalise()
 
     def personalise(self) -> None:
-        """Clients have models of their own, and these are what matters."""
+        """Clients have models of their own, and these are what matters.
+
+        With privacy they choose no state: they are trained without noise, and what they chose would tell of examples.
+        """
         if not self.personalised:
             self.personalised = True
+            if self.spending is not None:
+                return
             self.objective = Objective(f"personal_{self.objective.metric}", "valid", self.objective.mode)
 
     def _name_values(self) -> None:
@@ -349,8 +354,11 @@ class Federated(Extras):
         return found
 
     def result(self) -> Network:
-        """The global network. Where clients keep their own batch norms, these are in it as the clients' mean."""
-        if not self.own or not self.kept:
+        """The global network. Where clients keep their own batch norms, these are in it as the clients' mean.
+
+        With privacy the initial ones are: no noise hides the mean.
+        """
+        if not self.own or not self.kept or self.spending is not None:
             return self.network
         network, all_own = copy.deepcopy(self.network), list(self.kept.values())
         state = network.state_dict()
