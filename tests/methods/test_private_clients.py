@@ -191,11 +191,11 @@ class TestCost:
 
 @pytest.mark.parametrize("method", ["fedavg", "ditto", "fedavg_finetune", "dp_fedavg"])
 def test_the_baseline_that_sends_nothing_has_nothing_to_hide(play, method):
-    tree, _ = compose([f"method={method}", *NOISY[:1], "method.privacy.noise=0.8", "method.privacy.target_epsilon=null"])
+    tree, _ = compose([f"method={method}", *EXAMPLE, "method.privacy.noise=0.8", "method.privacy.target_epsilon=null"])
     alone = plan(tree)["local_only"]["method"]
     assert (alone["name"], alone["privacy"]["kind"]) == ("local_only", "none")
-    play("method=local_only", *(f"method.privacy.{key}={value}" for key, value in alone["privacy"].items()
-                                if value is not None))  # fmt: skip
+    given = [f"method.privacy.{key}={value}" for key, value in alone["privacy"].items() if value is not None]
+    assert play("method=local_only", *given).method.spending is None
 
 
 @pytest.mark.parametrize(
