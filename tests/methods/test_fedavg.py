@@ -239,7 +239,7 @@ class TestRecords:
         made = played.method.artifacts(records)
         assert set(made) == {"partition", "by_rounds", "by_bytes", "client_accuracy"}
         assert list(made["by_rounds"].x) == [2, 4, 6, 8, 10, 12]
-        assert made["by_bytes"].x[-1] == pytest.approx(24 * played.steps[0]["bytes_up"] / 2**20)
+        assert made["by_bytes"].x[-1] == pytest.approx(24 * played.steps[0]["bytes_up"] / 1e6)
         assert sum(made["client_accuracy"].counts["the global network"]) == 5
 
     def test_it_ends_when_all_targets_are_reached(self, play):
