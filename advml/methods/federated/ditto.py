@@ -47,7 +47,7 @@ class Ditto(Federated):
         values = self.personal(clients)
         _, samples = self.train(round, clients, steps, values, "order", self.held())
         kept = {**sent.kept, **{OWN + name: value for name, value in values.items()}}
-        return replace(sent, kept=kept, beside=samples)
+        return replace(sent, kept=kept, beside=samples, updates=sent.updates + sum(steps))
 
     def held(self) -> Pull | None:
         """λ v − λ w."""
