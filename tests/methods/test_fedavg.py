@@ -242,6 +242,14 @@ class TestRecords:
         assert made["by_bytes"].x[-1] == pytest.approx(24 * played.steps[0]["bytes_up"] / 1e6)
         assert sum(made["client_accuracy"].counts["the global network"]) == 5
 
+    @pytest.mark.parametrize(("shift", "passes"), [("none", 1), ("noise", 2)])
+    def test_examples_that_all_see_alike_are_measured_in_one_pass(self, play, shift, passes):
+        played, seen = federated(play, "fedavg", f"view.shift={shift}", "view.noise=5.0").go(), []
+        played.method.network.register_forward_hook(lambda network, given, outputs: seen.append(len(outputs)))
+        found = played.evaluate("test")
+        assert sum(seen) == passes * len(played.view.test)
+        assert (found["client_accuracy_weighted"] == pytest.approx(found["accuracy"], abs=1e-12)) == (shift == "none")
+
     def test_it_ends_when_all_targets_are_reached(self, play):
         words = ("method.curve=valid", "method.targets=[0.3,0.6]", "method.stop_at_targets=true", "method.rounds=50")
         played = federated(play, "fedavg", *words).go()
