@@ -235,6 +235,17 @@ def test_privacy_goes_with_batch_norms_that_stay_with_the_clients(after):
     assert all(torch.equal(handed_out[name], initial[name]) for name in norms)
 
 
+@pytest.mark.parametrize("method", ["fedavg", "fedopt"])
+def test_what_is_frozen_gets_no_noise(play, method):
+    """Angles of a circuit that is not trained are no statistics of anything."""
+    circuit = ("dataset=iris", "model=quantum", "model.layers=1", "model.trainable=false")
+    run = play(*SMALL, *PRIVATE, f"method={method}", "view=clients", *circuit)
+    before, trained = run.weights(), dict(run.method.network.named_parameters())
+    after = run.go(2).weights()
+    assert 0 < len(trained) < len(before)
+    assert all(torch.equal(before[name], after[name]) != (name in trained) for name in before)
+
+
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
