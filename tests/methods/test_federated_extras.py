@@ -287,23 +287,39 @@ class Rank:
         return found
 
 
+def ranks_of(play, size, *words):
+    world, ranks = Threads(size), [play(*SMALL, *words) for _ in range(size)]
+    for rank, run in enumerate(ranks):
+        run.context.world = world.of(rank)
+    return ranks
+
+
+def go_together(ranks):
+    threads = [threading.Thread(target=run.go) for run in ranks]
+    [thread.start() for thread in threads]
+    [thread.join(120) for thread in threads]
+
+
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("words", [(), OWN_NORMS, ("method=scaffold",)], ids=["plain", "own", "scaffold"])
 def test_shared_among_several_the_bits_are_those_of_one(play, same, size, words):
     words = (*words, "method.engine=loop", "method.epochs=2", "view=clients")
-    alone, world = play(*SMALL, *words).go(), Threads(size)
-    ranks = [play(*SMALL, *words) for _ in range(size)]
-    for rank, run in enumerate(ranks):
-        run.context.world = world.of(rank)
-    seen = []
+    alone, ranks, seen = play(*SMALL, *words).go(), ranks_of(play, size, *words), []
     local = ranks[0].method.local
     ranks[0].method.local = lambda number, clients, steps: seen.append(clients) or local(number, clients, steps)
-    threads = [threading.Thread(target=run.go) for run in ranks]
-    [thread.start() for thread in threads]
-    [thread.join(120) for thread in threads]
+    go_together(ranks)
     for run in ranks:
         assert same(run.weights(), alone.weights())
         assert run.steps == alone.steps
         assert run.budget.counts == alone.budget.counts
         assert_same_state(run.method.state_dict(), alone.method.state_dict())
     assert len(seen) == 4 * -(-6 // size)  # this one trained its share only
+
+
+def test_only_the_first_process_measures_the_curve(play):
+    """What it finds may end the run; the others do as they are told."""
+    words = ("method.engine=loop", "method.curve=valid", "view=clients")
+    alone, ranks = play(*SMALL, *words).go(), ranks_of(play, 2, *words)
+    go_together(ranks)
+    assert ranks[0].steps == alone.steps
+    assert ["valid_accuracy" in step for step in ranks[1].steps] == [False] * 4
