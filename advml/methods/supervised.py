@@ -209,6 +209,8 @@ class Rates(Supervised):
         super().setup(context)
         if self.config.rates and self.config.patience is None:
             raise ConfigError("method.rates: are compared by early stopping; set method.patience, or method.rates=[]")
+        if self.config.rates and self.privacy is not None:  # every rate would draw the same noise, and ε count one
+            raise ConfigError("method.rates: privacy is accounted for one training; use method.rates=[] and method.lr")
         if self.config.max_updates is not None:  # whole epochs, at least one
             most = max(1, self.config.max_updates // self.updates_per_epoch)
             self.config = replace(self.config, epochs=min(self.config.epochs, most))

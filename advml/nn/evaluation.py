@@ -62,7 +62,11 @@ def measure(
     """Classification metrics for int64 targets, regression metrics for floating ones; empty for an empty split."""
     if not len(split):
         return {}
-    outputs = predict(network, split, mask, autocast)
+    return measured(predict(network, split, mask, autocast), split)
+
+
+def measured(outputs: Tensor, split: Split) -> Metrics:
+    """The same of the outputs [N, spec.outputs] for all examples of a split."""
     if split.target.is_floating_point():
         return regression_metrics(outputs, split.target)
     return classification_metrics(outputs, split.target)

@@ -52,19 +52,12 @@ def add_noise(sums: Sequence[Tensor], deviation: float, generator: torch.Generat
         values.add_(noise.to(values.device), alpha=deviation)
 
 
-# --- clients: updates clipped, weighted, averaged (McMahan et al. 2018) --------------------------------------------
+# --- clients: what their updates weigh and to what they are clipped (McMahan et al. 2018) ---------------------------
 
 
 def update_norms(updates: Sequence[Tensor]) -> Tensor:
     """The 2-norm of each client's update over all parameters together, [R], for parameters' updates [R, ...]."""
     return torch.stack([values.unsqueeze(-1).flatten(1).square().sum(1) for values in updates]).sum(0).sqrt()
-
-
-def clip_updates(updates: Sequence[Tensor], clip: float) -> tuple[list[Tensor], Tensor]:
-    """Each client's update Δ · min(1, C / ‖Δ‖) for updates [R, ...], and the norms before [R]."""
-    norms = update_norms(updates)
-    factors = clip_factors(norms, clip)
-    return [values * factors.view(-1, *[1] * (values.dim() - 1)) for values in updates], norms
 
 
 def clip_factors(norms: Tensor, clip: float) -> Tensor:
@@ -77,33 +70,6 @@ def client_weights(sizes: Tensor, cap: float | None) -> Tensor:
     if cap is None:
         return torch.ones(len(sizes), dtype=torch.float64)
     return (sizes.double() / cap).clamp_max(1.0)
-
-
-def private_average(
-    updates: Sequence[Tensor],
-    cohort: Tensor,
-    weights: Tensor,
-    *,
-    rate: float,
-    clip: float,
-    noise: float,
-    generator: torch.Generator,
-) -> tuple[list[Tensor], Tensor]:
-    """(Σ_{k sampled} w_k clip(Δ_k) + N(0, (σ C max w)²)) / (q W), and the norms of the updates before clipping [R].
-
-    `updates` [R, ...] are those of the clients `cohort` (int64 [R], perhaps none), `weights` [K] those of all clients.
-    The denominator is what the weights of a sample add up to on average, W = Σ over all clients, taken as public:
-    divided by the sample's own weights the sensitivity would be another. Client k sampled or not moves the sum by at
-    most w_k C, hence the noise. Averages of statistics (batch norm) are no part of this: leave them out.
-    """
-    clipped, norms = clip_updates(updates, clip)
-    deviation, expected = noise_deviation(noise, clip * float(weights.max())), rate * float(weights.sum())
-    found = []
-    for values in clipped:
-        chosen = weights[cohort].to(values.device, values.dtype)
-        found.append(torch.tensordot(chosen, values, 1))
-    add_noise(found, deviation, generator)
-    return [values / expected for values in found], norms
 
 
 def next_clip(

@@ -20,7 +20,8 @@ def derive(seed: int, purpose: str, *key: int | str) -> int:
     """A 63-bit seed, a pure function of its arguments (BLAKE2b of their text).
 
     torch's CPU generator and NumPy's take the lowest 32 bits of it: of 10,000 keys two share their numbers in one run
-    out of a hundred, which does no harm where they serve different steps.
+    out of a hundred. That does no harm to orders and weights; of two sums under the same noise the difference is bare,
+    one more reason why privacy from a seed is for research (docs/privacy.md).
     """
     text = repr((seed, purpose, key)).encode()
     return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1

@@ -125,6 +125,8 @@ def test_switched_off_it_is_supervised_learning(play, same):
         (("model.norm=batch",), "model.norm=batch: mixes examples, which privacy cannot bound; use model.norm=layer"),
         (("model=cnn", "model.norm=batch"),
          "model.norm=batch: mixes examples, which privacy cannot bound; use model.norm=group"),
+        (("method=qnn", "method.rates=[0.1,0.2]", "method.patience=3", "model=linear", "method.privacy.kind=example"),
+         "method.rates: privacy is accounted for one training; use method.rates=[] and method.lr"),
         (("precision=bf16",), "precision=bf16: privacy does not support it; use float32 or float64"),
         (("method.privacy.noise=1.0", "method.privacy.target_epsilon=2.0"),
          "method.privacy.noise: follows from target_epsilon; set one of them to null"),

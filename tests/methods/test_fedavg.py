@@ -239,8 +239,16 @@ class TestRecords:
         made = played.method.artifacts(records)
         assert set(made) == {"partition", "by_rounds", "by_bytes", "client_accuracy"}
         assert list(made["by_rounds"].x) == [2, 4, 6, 8, 10, 12]
-        assert made["by_bytes"].x[-1] == pytest.approx(24 * played.steps[0]["bytes_up"] / 2**20)
+        assert made["by_bytes"].x[-1] == pytest.approx(24 * played.steps[0]["bytes_up"] / 1e6)
         assert sum(made["client_accuracy"].counts["the global network"]) == 5
+
+    @pytest.mark.parametrize(("shift", "passes"), [("none", 1), ("noise", 2)])
+    def test_examples_that_all_see_alike_are_measured_in_one_pass(self, play, shift, passes):
+        played, seen = federated(play, "fedavg", f"view.shift={shift}", "view.noise=5.0").go(), []
+        played.method.network.register_forward_hook(lambda network, given, outputs: seen.append(len(outputs)))
+        found = played.evaluate("test")
+        assert sum(seen) == passes * len(played.view.test)
+        assert (found["client_accuracy_weighted"] == pytest.approx(found["accuracy"], abs=1e-12)) == (shift == "none")
 
     def test_it_ends_when_all_targets_are_reached(self, play):
         words = ("method.curve=valid", "method.targets=[0.3,0.6]", "method.stop_at_targets=true", "method.rounds=50")
@@ -273,6 +281,12 @@ class TestRefusals:
 
     def test_fedbn_without_batch_norm(self, play):
         assert "model.norm=batch" in refused(play, "fedbn", model="mlp")
+
+    @pytest.mark.parametrize("method", ["scaffold", "fedprox", "ditto"])
+    def test_own_norms_where_all_must_be_the_servers(self, play, method):
+        line = refused(play, method, "method.batch_norm=local", model="mlp_batch")
+        assert line.startswith("method.batch_norm: local, but ")
+        assert line.endswith("; use average, or method=fedbn")
 
     def test_a_curve_of_nothing(self, play):
         line = refused(play, "fedavg", "method.curve=valid", "dataset.valid=0.0")

@@ -19,6 +19,7 @@ PARAMETERS = 64 * 10 + 10
 MASKED = "method.secure_aggregation.enabled=true"
 OWN_NORMS = ("model=mlp", "model.norm=batch", "method.batch_norm=local")
 PRIVATE = ("method.privacy.kind=client", "method.privacy.noise=1.0", "method.privacy.delta=0.001")
+ADAPTIVE = (*PRIVATE, "method.privacy.quantile=0.5", "method.privacy.count_noise=2.0")
 
 
 @pytest.fixture(scope="module")
@@ -213,6 +214,8 @@ def test_the_shipped_private_run_learns_and_keeps_its_promise(play):
         (("method=scaffold", *PRIVATE), r"method\.privacy: SCAFFOLD sends its variates"),
         ((*PRIVATE, "model=mlp", "model.norm=batch", "method.batch_norm=average"), r"batch_norm=local"),
         ((*PRIVATE, "method.privacy.quantile=0.5"), r"method\.privacy\.count_noise: "),
+        ((*ADAPTIVE, "method.dropout=0.4"), r"method\.dropout: .*quantile=null, or method\.dropout=0$"),
+        ((*ADAPTIVE, "method.stragglers.fraction=0.4"), r"method\.stragglers: .*or method\.stragglers\.keep=true$"),
         (("method.privacy.kind=client",), r"method\.privacy\.noise: "),
     ],
 )
@@ -222,8 +225,41 @@ def test_refusals(play, words, told):
 
 
 def test_privacy_goes_with_batch_norms_that_stay_with_the_clients(after):
-    run = after(*PRIVATE, "model=mlp", "model.norm=batch", "method.batch_norm=local", "method.rounds=2")
+    """And not in the network that is handed out, nor in what chooses it."""
+    run = after(*PRIVATE, *OWN_NORMS, "method.rounds=2")
     assert run.method.evaluate("valid")["epsilon"] > 0
+    initial = after(*OWN_NORMS, "method.dropout=1.0").weights()
+    handed_out = run.method.result().state_dict()
+    norms = [name for name in initial if name in run.method.own]
+    assert norms
+    assert all(torch.equal(handed_out[name], initial[name]) for name in norms)
+
+
+@pytest.mark.parametrize("method", ["fedavg", "fedopt"])
+def test_what_is_frozen_gets_no_noise(play, method):
+    """Angles of a circuit that is not trained are no statistics of anything."""
+    circuit = ("dataset=iris", "model=quantum", "model.layers=1", "model.trainable=false")
+    run = play(*SMALL, *PRIVATE, f"method={method}", "view=clients", *circuit)
+    before, trained = run.weights(), dict(run.method.network.named_parameters())
+    after = run.go(2).weights()
+    assert 0 < len(trained) < len(before)
+    assert all(torch.equal(before[name], after[name]) != (name in trained) for name in before)
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("client", ("method=ditto",)),
+        ("client", ("method=fedavg_finetune",)),
+        ("client", OWN_NORMS),
+        ("example", ("method=ditto",)),
+    ],
+)
+def test_models_without_noise_choose_no_private_state(play, kind, words):
+    private = play(*SMALL, *PRIVATE, f"method.privacy.kind={kind}", *words)
+    assert private.method.objective.metric == "accuracy"
+    assert "personal_accuracy" in private.evaluate("valid")
+    assert play(*SMALL, *words).method.objective.metric == "personal_accuracy"
 
 
 # --- several processes -----------------------------------------------------------------------------------------------
@@ -251,23 +287,39 @@ class Rank:
         return found
 
 
+def ranks_of(play, size, *words):
+    world, ranks = Threads(size), [play(*SMALL, *words) for _ in range(size)]
+    for rank, run in enumerate(ranks):
+        run.context.world = world.of(rank)
+    return ranks
+
+
+def go_together(ranks):
+    threads = [threading.Thread(target=run.go) for run in ranks]
+    [thread.start() for thread in threads]
+    [thread.join(120) for thread in threads]
+
+
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("words", [(), OWN_NORMS, ("method=scaffold",)], ids=["plain", "own", "scaffold"])
 def test_shared_among_several_the_bits_are_those_of_one(play, same, size, words):
     words = (*words, "method.engine=loop", "method.epochs=2", "view=clients")
-    alone, world = play(*SMALL, *words).go(), Threads(size)
-    ranks = [play(*SMALL, *words) for _ in range(size)]
-    for rank, run in enumerate(ranks):
-        run.context.world = world.of(rank)
-    seen = []
+    alone, ranks, seen = play(*SMALL, *words).go(), ranks_of(play, size, *words), []
     local = ranks[0].method.local
     ranks[0].method.local = lambda number, clients, steps: seen.append(clients) or local(number, clients, steps)
-    threads = [threading.Thread(target=run.go) for run in ranks]
-    [thread.start() for thread in threads]
-    [thread.join(120) for thread in threads]
+    go_together(ranks)
     for run in ranks:
         assert same(run.weights(), alone.weights())
         assert run.steps == alone.steps
         assert run.budget.counts == alone.budget.counts
         assert_same_state(run.method.state_dict(), alone.method.state_dict())
     assert len(seen) == 4 * -(-6 // size)  # this one trained its share only
+
+
+def test_only_the_first_process_measures_the_curve(play):
+    """What it finds may end the run; the others do as they are told."""
+    words = ("method.engine=loop", "method.curve=valid", "view=clients")
+    alone, ranks = play(*SMALL, *words).go(), ranks_of(play, 2, *words)
+    go_together(ranks)
+    assert ranks[0].steps == alone.steps
+    assert ["valid_accuracy" in step for step in ranks[1].steps] == [False] * 4

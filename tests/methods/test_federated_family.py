@@ -82,7 +82,7 @@ class TestScaffold:
         plain, corrected = (one.evaluate("train")["loss"] for one in played)
         assert corrected < plain
 
-    @pytest.mark.parametrize("words", ["method.momentum=0.9", "method.optimiser=adam"])
+    @pytest.mark.parametrize("words", ["method.momentum=0.9", "method.optimiser=adam", "method.clip_norm=1.0"])
     def test_its_variates_are_those_of_plain_steps(self, play, words):
         assert "SCAFFOLD" in refused(play, "scaffold", words)
 
@@ -180,7 +180,8 @@ class TestPersonal:
         assert set(played.method.kept) == set(own)
         for client, state in own.items():
             close(played.method.kept[client], {"own/" + name: value for name, value in state.items()})
-        assert played.budget.counts["gradients"] == 2 * plain.budget.counts["gradients"]
+        for done in ("gradients", "updates"):
+            assert played.budget.counts[done] == 2 * plain.budget.counts[done]
         assert played.budget.counts["bytes_up"] == plain.budget.counts["bytes_up"]
 
     @pytest.mark.parametrize("model", ["mlp", "mlp_batch"])
@@ -193,15 +194,21 @@ class TestPersonal:
             assert own.keys() == values.keys()
             assert all(torch.equal(own[name], value) for name, value in values.items())
 
-    def test_local_only(self, play):
+    @pytest.mark.parametrize(
+        ("model", "words"),
+        [("mlp", ""), ("mlp", "method.secure_aggregation.enabled=true"), ("mlp_batch", "method.batch_norm=local")],
+    )
+    def test_local_only(self, play, model, words):
         """The global network is Σ n_k/n v_k, those who never took part at the start; nothing is sent."""
-        played = federated(play, "local_only", *QUANTITY)
+        played = federated(play, "local_only", *QUANTITY, *words.split(), model=model)
         initial = played.weights()
         played.go()
         shares = (played.view.sizes.double() / played.view.sizes.sum()).tolist()
         models = [played.method.kept.get(client, initial) for client in range(5)]
         assert len(played.method.kept) < 5 or len(played.steps) > 2
-        close(played.weights(), average(models, shares))
+        found, mean = played.weights(), average(models, shares)
+        summed = [name for name, value in found.items() if value.is_floating_point()]
+        close({name: found[name] for name in summed}, {name: mean[name] for name in summed})
         assert played.budget.counts["bytes_up"] == played.budget.counts["bytes_down"] == 0
 
     @pytest.mark.parametrize("model", ["mlp", "mlp_batch"])
@@ -226,12 +233,12 @@ class TestPersonal:
 
 
 def test_centralised(play):
-    """Mini-batch descent on the pooled examples: C E ⌈N/B⌉ updates a round, one optimiser."""
+    """Mini-batch descent on the pooled examples: m/K E ⌈N/B⌉ updates a round, of 5 clients m = 2; one optimiser."""
     words = ("method.momentum=0.5", "method.batch_size=20", "method.lr=0.05", "method.epochs=1")
     played = federated(play, "centralised", *words)
     model, examples = copy.deepcopy(played.method.network), len(played.view.train)
     optimiser = torch.optim.SGD(model.parameters(), 0.05, 0.5)
-    updates = round(3 * 0.5 * -(-examples // 20))
+    updates = round(3 * 2 / 5 * -(-examples // 20))
     orders = [torch.randperm(examples, generator=played.context.rng("order", epoch)).split(20) for epoch in range(3)]
     for index in [index for order in orders for index in order][:updates]:
         inputs, target, _ = played.view.train.batch(index)
@@ -240,6 +247,14 @@ def test_centralised(play):
         optimiser.step()
     close(played.go().weights(), model.state_dict())
     assert played.budget.counts["updates"] == updates
+
+
+@pytest.mark.parametrize("words", [["method.batch_size=null"], ["method.batch_size=1000"], ["method.fraction=0.01"]])
+def test_centralised_takes_as_many_examples_as_federated_averaging(play, words):
+    """FedSGD too, where a batch is what the clients of a round have; and where C K is less than a client."""
+    words = ("method.rounds=10", "method.epochs=1", "method.batch_size=4", *words)
+    taken = [federated(play, name, *words).go().budget.counts["gradients"] for name in ("centralised", "fedavg")]
+    assert taken[0] == pytest.approx(taken[1], abs=60)  # whose clients have 43 or 44 examples, batches end with epochs
 
 
 @pytest.mark.parametrize("method", ["fedavg", "scaffold", "ditto", "fedavg_finetune"])

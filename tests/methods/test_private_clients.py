@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from federated_words import QUANTITY, average, close, drawn, federated, refused
 from scipy import stats
 
+from advml.compose import compose
 from advml.contracts import At
 from advml.nn.accounting import epsilon, noise_for, over_disjoint
 from advml.nn.private_clients import dearest
+from advml.runner.baselines import plan
 
 pytest.importorskip("dp_accounting")
 
@@ -185,6 +187,15 @@ class TestCost:
         made = make(config, [10, 100], 5, [4, 900], played.context.rng)
         each = [noise_for(3.0, "poisson", *one, 1e-3) for one in ((0.5, 4), (0.05, 900))]
         assert made.noise == pytest.approx(max(each), rel=1e-3)
+
+
+@pytest.mark.parametrize("method", ["fedavg", "ditto", "fedavg_finetune", "dp_fedavg"])
+def test_the_baseline_that_sends_nothing_has_nothing_to_hide(play, method):
+    tree, _ = compose([f"method={method}", *EXAMPLE, "method.privacy.noise=0.8", "method.privacy.target_epsilon=null"])
+    alone = plan(tree)["local_only"]["method"]
+    assert (alone["name"], alone["privacy"]["kind"]) == ("local_only", "none")
+    given = [f"method.privacy.{key}={value}" for key, value in alone["privacy"].items() if value is not None]
+    assert play("method=local_only", *given).method.spending is None
 
 
 @pytest.mark.parametrize(

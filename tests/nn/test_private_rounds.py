@@ -82,6 +82,29 @@ def test_the_noise_has_the_size_that_it_should_have(cap, top):
     assert stats.kstest(drawn.numpy() / deviation, "norm").pvalue > FALSE_ALARM
 
 
+def test_a_hundred_clients_are_too_few():
+    """K = 100, q = 0.1, σ = 1: of 199,210 parameters the noise in the sum has 45 times the norm of an update."""
+    privacy = private([5] * 100, fraction=0.1)
+    found = privacy.new_sum(0, {"x": torch.zeros(199_210)}).total()
+    assert float(found["x"].norm()) == pytest.approx(math.sqrt(199_210) / 10, rel=0.01)
+    assert math.sqrt(199_210) / 10 == pytest.approx(45, abs=0.5)
+
+
+def test_one_client_moves_the_sum_by_no_more_than_the_noise_is_scaled_to():
+    """σ C max w / (q W) for σ = 1 is the most that the divided sum moves when one of its clients is left out."""
+    privacy, rows = private(noise=0.0, clip=0.4, weight_cap=40.0), updates(8)
+    most = private(noise=1.0, clip=0.4, weight_cap=40.0).deviation()
+
+    def summed(clients):
+        total = privacy.new_sum(0, LIKE)
+        total.add(clients, privacy.clipped({k: v[clients] for k, v in rows.items()}), privacy.weights(clients))
+        return torch.cat([value.flatten() for value in total.total().values()])
+
+    everyone = list(range(8))
+    moved = [float((summed(everyone) - summed([k for k in everyone if k != gone])).norm()) for gone in everyone]
+    assert max(moved) == pytest.approx(most, rel=1e-12)  # by the heaviest of those that were clipped
+
+
 def test_a_round_without_clients_releases_noise_too():
     privacy = private(fraction=1e-6, noise=1.0)
     clients, found = round_of(privacy, 0, updates(8))

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from advml.config import settings
 from advml.contracts import At, Context, Step
 from advml.methods.federated.rounds import Rounds, RoundSettings
+from advml.nn.aggregation import cohort_size
 from advml.nn.optimisers import make_optimiser
 from advml.nn.training import batches_of, minibatches, train
 
@@ -21,7 +22,8 @@ class Settings(RoundSettings):
 class Centralised(Rounds):
     """Mini-batch training on the pooled examples of all clients, with one optimiser throughout.
 
-    A round takes C · E epochs, as many examples as the clients of a round of FedAvg do together.
+    A round takes m/K · E epochs, m of K clients: as many examples as the clients of a round of FedAvg take together.
+    They are the most that a batch has, so that B = ∞ is FedSGD's step, and each round has an update.
     """
 
     settings: ClassVar[type] = Settings
@@ -31,13 +33,15 @@ class Centralised(Rounds):
         super().setup(context)
         config = self.config
         self.optimiser = make_optimiser(self.network.parameters(), config)
-        self.examples = len(self.view.train)
-        self.batch_size = min(config.batch_size or self.examples, self.examples)
-        self.per_round = config.fraction * config.epochs * -(-self.examples // self.batch_size)
+        self.examples, clients = len(self.view.train), len(self.view)
+        drawn = cohort_size(clients, config.fraction)
+        most = self.examples * drawn // clients  # at least 1: every client has an example
+        self.batch_size = min(config.batch_size or most, most)
+        self.per_round = drawn / clients * config.epochs * -(-self.examples // self.batch_size)
 
     def step(self, at: At) -> Step:
-        """A round's updates: over all rounds C · E epochs each, rounded once."""
-        start, stop = (max(number, round(number * self.per_round)) for number in (at.index, at.index + 1))
+        """A round's updates: over all rounds m/K · E epochs each, rounded once."""
+        start, stop = (round(number * self.per_round) for number in (at.index, at.index + 1))
         indices = minibatches(
             self.examples, self.batch_size, start, stop, lambda epoch: self.context.rng("order", epoch)
         )

@@ -90,9 +90,13 @@ class Tally:
 
 
 class Federated(Extras):
-    """Algorithm 1 of McMahan et al. 2017, with places for what others put there."""
+    """Algorithm 1 of McMahan et al. 2017, with places for what others put there.
+
+    `needs_all`: why every parameter must be the server's, where a method cannot do with norms of the clients' own.
+    """
 
     settings: ClassVar[type] = FederatedSettings
+    needs_all: ClassVar[str | None] = None
 
     # --- a round ---
 
@@ -293,9 +297,14 @@ class Federated(Extras):
             self.personalise()
 
     def personalise(self) -> None:
-        """Clients have models of their own, and these are what matters."""
+        """Clients have models of their own, and these are what matters.
+
+        With privacy they choose no state: they are trained without noise, and what they chose would tell of examples.
+        """
         if not self.personalised:
             self.personalised = True
+            if self.spending is not None:
+                return
             self.objective = Objective(f"personal_{self.objective.metric}", "valid", self.objective.mode)
 
     def _name_values(self) -> None:
@@ -312,6 +321,8 @@ class Federated(Extras):
         local = self.config.batch_norm == "local"
         if local and not norms:
             raise ConfigError("method.batch_norm: local, and the model has none; use model.norm=batch, or average")
+        if local and self.needs_all is not None:
+            raise ConfigError(f"method.batch_norm: local, but {self.needs_all}; use average, or method=fedbn")
         self.own = {name for name in state if local and name.rpartition(".")[0] in norms}
         self.parameters: dict[str, nn.Parameter] = dict(self.network.named_parameters())
         shared = {name: value for name, value in state.items() if name not in self.own}
@@ -343,8 +354,11 @@ class Federated(Extras):
         return found
 
     def result(self) -> Network:
-        """The global network. Where clients keep their own batch norms, these are in it as the clients' mean."""
-        if not self.own or not self.kept:
+        """The global network. Where clients keep their own batch norms, these are in it as the clients' mean.
+
+        With privacy the initial ones are: no noise hides the mean.
+        """
+        if not self.own or not self.kept or self.spending is not None:
             return self.network
         network, all_own = copy.deepcopy(self.network), list(self.kept.values())
         state = network.state_dict()

@@ -66,7 +66,7 @@ def by_rounds(records: Sequence[Record], curve: str, objective: Objective) -> di
     for record in records:
         if record["split"] == "train":
             total += (record.get("bytes_up") or 0) + (record.get("bytes_down") or 0)
-            sent[record["step"]] = total / 2**20
+            sent[record["step"]] = total / 1e6
     if len(points) < 2:
         return {}
     metric = objective.metric if curve == "none" else f"{curve} {'mse' if objective.mode == 'min' else 'accuracy'}"

@@ -33,6 +33,7 @@ class Ditto(Federated):
     """
 
     settings: ClassVar[type] = Settings
+    needs_all = "there are no global norms to hold a client's near"
 
     def setup(self, context: Context) -> None:
         """And the network at which own models begin."""
@@ -46,7 +47,7 @@ class Ditto(Federated):
         values = self.personal(clients)
         _, samples = self.train(round, clients, steps, values, "order", self.held())
         kept = {**sent.kept, **{OWN + name: value for name, value in values.items()}}
-        return replace(sent, kept=kept, beside=samples)
+        return replace(sent, kept=kept, beside=samples, updates=sent.updates + sum(steps))
 
     def held(self) -> Pull | None:
         """λ v − λ w."""

@@ -98,7 +98,17 @@ class Extras(Rounds):
                 "method.privacy: rounding to fixed point after clipping is not accounted for; use "
                 "method.secure_aggregation.enabled=false"
             )
-        if beside := [name for name in self.shared if name not in self.parameters]:
+        slow = config.stragglers.fraction and not config.stragglers.keep
+        if config.privacy.quantile is not None and (config.dropout or slow):
+            # Who does not arrive counts as half a norm below the bound: C aims at another quantile, or runs away.
+            given = "dropout" if config.dropout else "stragglers"
+            instead = "method.stragglers.keep=true" if given == "stragglers" else "method.dropout=0"
+            raise ConfigError(
+                f"method.{given}: a bound that follows a quantile of norms counts on all who are drawn; use "
+                f"method.privacy.quantile=null, or {instead}"
+            )
+        norms = [name for name, module in self.network.named_modules() if isinstance(module, _BatchNorm)]
+        if beside := [name for name in self.shared if name.rpartition(".")[0] in norms]:
             raise ConfigError(
                 f"method.privacy: {beside[0]} are statistics of examples that no noise hides; use "
                 "method.batch_norm=local, or another model.norm"
@@ -137,12 +147,15 @@ class Extras(Rounds):
     def uplink(self, round: int, clients: list[int], deltas: Rows) -> tuple[Rows, int]:
         """(what the server receives of the clients' deltas, bytes that were sent)."""
         arrived, size = self.channel.sent(round, clients, deltas)
-        return (arrived if self.privacy is None else self.privacy.clipped(arrived)), size
+        if self.privacy is None:
+            return arrived, size
+        return self.privacy.clipped({name: rows for name, rows in arrived.items() if name in self.parameters}), size
 
     def new_sum(self, round: int, cohort: list[int], weights: Tensor) -> Sum:
         """An empty sum for a round; weights [m] of the cohort, 0 for those that drop out."""
         if self.privacy is not None:
-            return self.privacy.new_sum(round, self.shared)
+            hidden = {name: value for name, value in self.shared.items() if name in self.parameters}
+            return self.privacy.new_sum(round, hidden)  # what is frozen neither moves nor gets noise
         return self.channel.new_sum(round, cohort)
 
     def end_round(self, round: int) -> dict[str, Any]:

@@ -20,6 +20,7 @@ class FedProx(Federated):
     """Each client minimises F_k(w) + μ/2 ‖w − w_global‖², whose gradient adds μ (w − w_global)."""
 
     settings: ClassVar[type] = Settings
+    needs_all = "there are no global norms to hold a client's near"
 
     def pull(self, clients: list[int]) -> Pull | None:
         """μ w − μ w_global; none for μ = 0, which is FedAvg."""

@@ -11,7 +11,8 @@ from advml.config import settings
 from advml.contracts import Context
 from advml.methods.federated.channel import Rows
 from advml.methods.federated.common import Federated, FederatedSettings, Update
-from advml.nn.aggregation import masses
+from advml.methods.federated.extras import Sum
+from advml.nn.aggregation import WeightedSum, masses
 from advml.nn.replicas import Parameters
 
 
@@ -36,6 +37,8 @@ class LocalOnly(Federated):
         super().setup(context)
         self.initial = {name: value.clone() for name, value in self.network.state_dict().items()}
         self.own, self.counters = set(), {}
+        state = self.network.state_dict(keep_vars=True)
+        self.shared = {name: value for name, value in state.items() if value.is_floating_point()}  # own norms too
         self.personalise()
 
     def start(self, clients: list[int]) -> Parameters:
@@ -58,6 +61,10 @@ class LocalOnly(Federated):
         """n_k/n over all clients, present or not."""
         weighting = self.config.weighting
         return masses(self.view.sizes[clients], weighting) / masses(self.view.sizes, weighting).sum()
+
+    def new_sum(self, round: int, cohort: list[int], weights: Tensor) -> Sum:
+        """A plain one: there are no messages to mask."""
+        return WeightedSum()
 
     def uplink(self, round: int, clients: list[int], deltas: Rows) -> tuple[Rows, int]:
         """Nothing is sent."""

@@ -79,9 +79,13 @@ class Rounds(Method):
         return learning_rate(self.config, round, self.config.rounds)
 
     def with_curve(self, at: At, metrics: dict[str, Any]) -> Step:
-        """The metrics, with the score on the split that `curve` names where it is time for it."""
+        """The metrics, with the score on the split that `curve` names where it is time for it.
+
+        It changes nothing, and rank 0 decides by it: processes that follow measure nothing.
+        """
         config = self.config
-        if config.curve == "none" or not (at.last or (at.index + 1) % config.curve_every == 0):
+        due = at.last or (at.index + 1) % config.curve_every == 0
+        if config.curve == "none" or not due or self.context.world.rank:
             return Step(metrics)
         name = "accuracy" if isinstance(self.view.spec.target, Classes) else "mse"
         found = measuring.of_network(self.result(), self.view, config.curve)[name]

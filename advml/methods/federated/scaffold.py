@@ -28,6 +28,8 @@ class Settings(FederatedSettings):
         super().__post_init__()
         if self.optimiser != "sgd" or self.momentum:
             raise ValueError("optimiser: SCAFFOLD's variates are those of plain steps; use sgd with momentum 0")
+        if self.clip_norm is not None:
+            raise ValueError("clip_norm: SCAFFOLD's variates are means of gradients as they are; use null")
 
 
 class Scaffold(Federated):
@@ -39,6 +41,7 @@ class Scaffold(Federated):
     """
 
     settings: ClassVar[type] = Settings
+    needs_all = "variates are of what is sent, and local norms are not"
     privacy_refused = "SCAFFOLD sends its variates too, which are not clipped; use method=fedavg"
 
     def setup(self, context: Context) -> None:
