@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -50,12 +51,14 @@ class MetaLearner(Method):
     write `loss` and `predictions`.
 
     `at_once`: tasks of a meta-iteration that are differentiated together; None = all. It changes rounding only.
+    `trained_steps`: of adaptation, in training; None = as many as in evaluation.
     """
 
     settings: ClassVar[type] = MetaSettings
     needs = Needs(view="episodes", targets=(Classes, Real), precisions=("float32", "float64"))
     objective = Objective("accuracy", "valid", "max")
     at_once: int | None = None
+    trained_steps: int | None = None
 
     def setup(self, context: Context) -> None:
         """One network, and an optimiser of all that is learned over tasks."""
@@ -127,7 +130,8 @@ class MetaLearner(Method):
     def evaluate(self, split: SplitName) -> Metrics:
         """Over the view's fixed tasks: `accuracy` (or `mse`) after the last step of adaptation, half the width of its
         95 % interval `accuracy_ci`, both after each step as `accuracy/step0`, … (of errors also `mse_median/step0`, …),
-        and the query examples' `loss`.
+        and the query examples' `loss`, which has to be finite, after as many steps as training takes: further ones may
+        diverge on a task.
         """
         count = 0 if split == "train" else self.view.count(split)
         if not count:
@@ -137,7 +141,7 @@ class MetaLearner(Method):
             tasks = self.view.fixed(split, start, min(start + AT_ONCE, count))
             outputs, target = self.predictions(tasks), tasks.query.target
             scores.append(torch.stack([self.score(row, target) for row in outputs]))
-            losses.append(task_losses(outputs[-1], target))
+            losses.append(task_losses(outputs[self._trained_row(len(outputs))], target))
         name = self.objective.metric
         means, widths = interval(torch.cat(scores, 1))
         found: dict[str, Tensor] = {name: means[-1], f"{name}_ci": widths[-1], "loss": torch.cat(losses).mean()}
@@ -146,13 +150,20 @@ class MetaLearner(Method):
             found |= {f"{name}/step{step}": value for step, value in zip(steps, means, strict=True)}
             found |= {f"{name}_ci/step{step}": value for step, value in zip(steps, widths, strict=True)}
             if name == "mse":  # one task on which steps of this length diverge makes the mean what it likes
-                medians = torch.cat(scores, 1).quantile(0.5, 1)
+                errors = torch.cat(scores, 1)
+                medians = errors.where(~errors.isnan(), torch.inf).quantile(0.5, 1)
                 found |= {f"mse_median/step{step}": value for step, value in zip(steps, medians, strict=True)}
         return found
 
     def steps_asked(self, rows: int) -> Sequence[int]:
         """After how many steps of adaptation each row of `predictions` was taken."""
         return range(rows)
+
+    def _trained_row(self, rows: int) -> int:
+        """The last row of `predictions` that training reaches."""
+        if self.trained_steps is None:
+            return rows - 1
+        return bisect_right(self.steps_asked(rows), self.trained_steps) - 1
 
     def score(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Accuracy or mean squared error of each task [T], of outputs [T, Q, C]."""

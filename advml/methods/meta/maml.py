@@ -68,6 +68,7 @@ class Maml(MetaLearner):
         self.norms: dict[str, nn.Parameter] = {}
         super().setup(context)
         config, get = self.config, self.network.get_parameter
+        self.trained_steps = config.steps
         self.theta: dict[str, Tensor] = dict(self.network.named_parameters())
         self._check()
         # The mean over N · K support examples, or their sum / K: N times as much.

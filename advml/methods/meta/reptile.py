@@ -50,6 +50,7 @@ class Reptile(MetaLearner):
     def setup(self, context: Context) -> None:
         """Copies of the network, and of the inner optimiser the one whose memory is kept."""
         super().setup(context)
+        self.trained_steps = self.config.steps
         shape = self.view.config.shape("train")
         if shape.ways != self.view.ways:
             raise ConfigError("view.train_ways: this method has an output for each class of a task; use null")
