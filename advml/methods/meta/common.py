@@ -30,10 +30,13 @@ from advml.contracts import (
 )
 from advml.data.episodes import Episodes, Tasks
 from advml.methods.meta.curves import adaptation_curve, fits
+from advml.nn.embedding import averaged
 from advml.nn.optimisers import OptimiserSettings, clip_gradients, learning_rate, make_optimiser
 from advml.nn.replicas import has_batch_norm
 
 AT_ONCE = 50  # evaluation tasks side by side: enough to fill vectors, few enough for a convolution's images
+
+AVERAGED = 2000  # examples, at least, that the running averages of a network's batch norms are over
 
 
 @settings
@@ -186,6 +189,18 @@ class MetaLearner(Method):
         """The network as it starts into a new task."""
         return self.network
 
+    def with_averages(self) -> Network:
+        """The same where learning reads no running averages and moves none: with those of training tasks, which whoever
+        uses the network outside of tasks needs. A copy, so that the state stays as it is.
+        """
+        if not has_batch_norm(self.network):
+            return self.network
+        ways, shots, queries = self.view.config.shape("train")
+        count = -(-AVERAGED // ((ways or 1) * (shots + queries)))
+        keyed = (self.context.rng("running averages", number) for number in range(count))
+        drawn = (joined(self.view.draw(1, generator)) for generator in keyed)
+        return averaged(self.network, ({name: values[0] for name, values in of.items()} for of in drawn))
+
     def summary(self, records: Sequence[Record]) -> Metrics:
         """`transductive`, 1 or 0: was a query example's output normalised together with the other query examples?"""
         return {"transductive": bool(self.config.transductive and has_batch_norm(self.network))}
@@ -217,6 +232,11 @@ def _some(batch: Batch, few: slice) -> Batch:
 def examples_of(batch: Batch) -> int:
     """Examples of all tasks together."""
     return batch.target.shape[0] * batch.target.shape[1]
+
+
+def joined(tasks: Tasks) -> Mapping[str, Tensor]:
+    """Support and query examples of each task in a row: inputs name → [T, S + Q, ...]."""
+    return {name: torch.cat([values, tasks.query.inputs[name]], 1) for name, values in tasks.support.inputs.items()}
 
 
 def task_losses(outputs: Tensor, target: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from advml.config import PositiveInt, settings
-from advml.contracts import Context
+from advml.contracts import Context, Network
 from advml.data.episodes import Tasks
 from advml.errors import ConfigError
 from advml.methods.meta.common import MetaLearner, MetaSettings, examples_of, parts, task_losses
@@ -129,3 +129,7 @@ class Reptile(MetaLearner):
         super().load_state_dict(state)
         if self.keeps:
             self.inner.load_state_dict(state["inner"])
+
+    def result(self) -> Network:
+        """θ, with running averages, which training on a task has no use for."""
+        return self.with_averages()
