@@ -156,7 +156,8 @@ class Episodes:
         """The spec of `base`: as many classes as there are to train on."""
         if not isinstance(self.tasks, FewShot):
             return None
-        return Spec(self.spec.inputs, Classes(len(self.tasks.pools["train"])), tokens=self.spec.tokens)
+        classes = Classes(len(self.tasks.pools["train"]))
+        return Spec(self.spec.inputs, classes, tokens=self.spec.tokens, streams=self.spec.streams)
 
     @property
     def prepare(self) -> Mapping[str, tuple[Prepare, ...]]:
