@@ -33,7 +33,17 @@ def recorded(play):
     return begin
 
 
-@pytest.mark.parametrize("method", ["pretrain_finetune", "protonet", "maml"])
+def test_padding_is_zero_in_tasks_and_in_the_base(recorded):
+    view = recorded("protonet").view
+    drawn, fixed = view.draw(4, torch.Generator().manual_seed(0)), view.fixed("test", 0, 3)
+    for batch in (drawn.support, drawn.query, fixed.support, fixed.query, view.base.batch(slice(None))):
+        frames, mask = batch.inputs["audio"], batch.inputs["audio_mask"]
+        assert bool((frames[~mask] == 0).all())
+        assert bool((frames[mask] != 0).all())
+        assert not bool(mask.all())
+
+
+@pytest.mark.parametrize("method", ["pretrain_finetune", "protonet"])
 def test_methods_learn_from_them(recorded, method):
     """Classes differ in height: one shows it."""
     played = recorded(method).go()
