@@ -55,9 +55,9 @@ class Reptile(MetaLearner):
         if shape.ways != self.view.ways:
             raise ConfigError("view.train_ways: this method has an output for each class of a task; use null")
         most = (shape.ways or 1) * shape.shots
-        check_batches(self.network, "inner_batch_size", self.config.inner_batch_size, most)
-        tested = (self.view.ways or 1) * self.view.shots
-        check_batches(self.network, "eval_batch_size", self.config.eval_batch_size, tested)
+        support, tested = self.view.fixed("valid", 0, 1).support.inputs, (self.view.ways or 1) * self.view.shots
+        check_batches(self.network, "inner_batch_size", self.config.inner_batch_size, support, most)
+        check_batches(self.network, "eval_batch_size", self.config.eval_batch_size, support, tested)
         self.replicas = copies_of(self.network, self.config, min(most, self.config.inner_batch_size or most))
         self.tested = tested_copies_of(self.network, self.config, self.view)
         self.copy = start_from(dict(self.network.named_parameters()), 1)
