@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -21,7 +20,7 @@ from advml.contracts import Batch, Classes, Prepare, Rng, Spec, Split, SplitName
 from advml.data.class_splits import SPLITS, ClassSplitSettings, divide_classes, split_counts
 from advml.data.families import FamilyTasks
 from advml.data.few_shot import TURNS, FewShot, Pool, TaskShape
-from advml.data.source import Whole, input_preparation
+from advml.data.source import Whole, input_preparation, prepared_by
 from advml.errors import ConfigError
 
 Ways = Annotated[int, Ge(2)]
@@ -116,7 +115,7 @@ class Episodes:
         rows = {name: torch.isin(examples.target, classes[name]).nonzero().flatten() for name in SPLITS}
         train, scale = examples.take(rows["train"]), whole.loaded.scale
         fitted = {name: input_preparation(train, name, whole.spec, whole.config, scale) for name in train.inputs}
-        tasks = FewShot(replace(examples, prepare=fitted), pools, settings.rotations == "augment")
+        tasks = FewShot(prepared_by(examples, fitted, whole.spec), pools, settings.rotations == "augment")
         evaluation = _evaluation(tasks, settings, rng)
         record = {"files": dict(whole.loaded.files), **whole.loaded.record, "rotations": settings.rotations} | {
             name: {"classes": classes[name].tolist(), "examples": len(rows[name]), "index_sha256": _hash(rows[name])}
@@ -156,7 +155,8 @@ class Episodes:
         """The spec of `base`: as many classes as there are to train on."""
         if not isinstance(self.tasks, FewShot):
             return None
-        return Spec(self.spec.inputs, Classes(len(self.tasks.pools["train"])), tokens=self.spec.tokens)
+        classes = Classes(len(self.tasks.pools["train"]))
+        return Spec(self.spec.inputs, classes, tokens=self.spec.tokens, streams=self.spec.streams)
 
     @property
     def prepare(self) -> Mapping[str, tuple[Prepare, ...]]:

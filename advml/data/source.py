@@ -163,16 +163,18 @@ def split(loaded: Loaded, spec: Spec, config: SplitSettings, rng: Rng) -> Splits
     record = {"files": dict(loaded.files), **loaded.record} | {
         name: describe(part, indices[name]) for name, part in parts.items()
     }
-    parts = {name: replace(part, prepare=prepare) for name, part in parts.items()}
-    if any(stream.mask is not None for stream in spec.streams.values()):
-        parts = {
-            name: ModalSplit(part.inputs, part.target, part.group, part.prepare, spec.streams)
-            for name, part in parts.items()
-        }
+    parts = {name: prepared_by(part, prepare, spec) for name, part in parts.items()}
     if config.normalise == "angles":
         record["angles_outside"] = outside(parts)
     train, valid, test = parts.values()
     return Splits(train, valid, test, spec, record, loaded.prompts)
+
+
+def prepared_by(part: Split, prepare: Mapping[str, tuple[Prepare, ...]], spec: Spec) -> Split:
+    """The same examples with a preparation; where something may be padding, that stays zero."""
+    if any(stream.mask is not None for stream in spec.streams.values()):
+        return ModalSplit(part.inputs, part.target, part.group, prepare, spec.streams)
+    return replace(part, prepare=prepare)
 
 
 def input_preparation(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advml.contracts import Network
-from advml.nn.evaluation import BATCH
+from advml.nn.evaluation import BATCH, evaluating
 
 
 @contextmanager
@@ -25,6 +26,25 @@ def own_statistics(network: nn.Module) -> Iterator[None]:
     finally:
         for norm, (training, tracking) in zip(norms, before, strict=True):
             norm.training, norm.track_running_stats = training, tracking
+
+
+def averaged(network: Network, batches: Iterable[Mapping[str, Tensor]]) -> Network:
+    """A copy whose batch norms have as running averages the mean of what they meet in `batches`, name → [B, ...].
+
+    Each batch is normalised by itself meanwhile, without dropout.
+    """
+    found = copy.deepcopy(network)
+    norms = [module for module in found.modules() if isinstance(module, _BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    with evaluating(found):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.training, norm.momentum = True, None  # None: the mean of all alike
+        for inputs in batches:
+            found(inputs)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return found
 
 
 def embed(network: Network, inputs: Mapping[str, Tensor], apart: bool) -> Tensor:

@@ -297,7 +297,7 @@ def _explained(error: Exception) -> str:
     if "does not have a deterministic implementation" in first:
         return f"{first.split(' does not')[0]} has no deterministic form on this device; use deterministic=warn"
     if first.startswith("Expected more than 1 value per channel when training"):
-        return "a batch norm cannot learn from one example; choose a method.batch_size that leaves none alone"
+        return "a batch norm cannot learn from one example; choose a batch size that leaves none alone"
     return _memory_full(error) or f"{type(error).__name__}: {first}"
 
 

@@ -234,12 +234,17 @@ class TestRefusals:
         assert line.startswith("method.engine: batched serves chains")
 
     @pytest.mark.parametrize(("key", "size"), [("inner_batch_size", 4), ("eval_batch_size", 1)])
-    def test_one_example_alone_before_a_batch_norm(self, play, key, size):
-        line = refused(play, *few_shot("reptile", "batch", f"method.{key}={size}"))
+    @pytest.mark.parametrize(("model", "more"), [("batch", ()), ("conv4", ("model.blocks=4",))])
+    def test_one_example_alone_before_a_batch_norm(self, play, key, size, model, more):
+        """Over images of 1 × 1, like the last ones of four blocks, a batch norm has as little to go by."""
+        line = refused(play, *few_shot("reptile", model, f"method.{key}={size}", *more))
         assert line == (
             f"method.{key}: leaves one of 5 support examples alone, of which a batch norm has no statistics; "
             f"use method.{key}=null, or model.norm=layer"
         )
+
+    def test_one_larger_image_alone_has_statistics(self, play):
+        start(play, "method.inner_batch_size=4", "method.eval_batch_size=1", model="conv4").go()
 
     def test_a_single_example_before_a_batch_norm(self, play):
         words = ("dataset=sinusoid", "view=episodes_regression", "view.shots=1", "model=mlp", "model.norm=batch")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -29,10 +30,13 @@ from advml.contracts import (
 )
 from advml.data.episodes import Episodes, Tasks
 from advml.methods.meta.curves import adaptation_curve, fits
+from advml.nn.embedding import averaged
 from advml.nn.optimisers import OptimiserSettings, clip_gradients, learning_rate, make_optimiser
 from advml.nn.replicas import has_batch_norm
 
 AT_ONCE = 50  # evaluation tasks side by side: enough to fill vectors, few enough for a convolution's images
+
+AVERAGED = 2000  # examples, at least, that the running averages of a network's batch norms are over
 
 
 @settings
@@ -50,12 +54,14 @@ class MetaLearner(Method):
     write `loss` and `predictions`.
 
     `at_once`: tasks of a meta-iteration that are differentiated together; None = all. It changes rounding only.
+    `trained_steps`: of adaptation, in training; None = as many as in evaluation.
     """
 
     settings: ClassVar[type] = MetaSettings
     needs = Needs(view="episodes", targets=(Classes, Real), precisions=("float32", "float64"))
     objective = Objective("accuracy", "valid", "max")
     at_once: int | None = None
+    trained_steps: int | None = None
 
     def setup(self, context: Context) -> None:
         """One network, and an optimiser of all that is learned over tasks."""
@@ -127,7 +133,8 @@ class MetaLearner(Method):
     def evaluate(self, split: SplitName) -> Metrics:
         """Over the view's fixed tasks: `accuracy` (or `mse`) after the last step of adaptation, half the width of its
         95 % interval `accuracy_ci`, both after each step as `accuracy/step0`, … (of errors also `mse_median/step0`, …),
-        and the query examples' `loss`.
+        and the query examples' `loss`, which has to be finite, after as many steps as training takes: further ones may
+        diverge on a task.
         """
         count = 0 if split == "train" else self.view.count(split)
         if not count:
@@ -137,7 +144,7 @@ class MetaLearner(Method):
             tasks = self.view.fixed(split, start, min(start + AT_ONCE, count))
             outputs, target = self.predictions(tasks), tasks.query.target
             scores.append(torch.stack([self.score(row, target) for row in outputs]))
-            losses.append(task_losses(outputs[-1], target))
+            losses.append(task_losses(outputs[self._trained_row(len(outputs))], target))
         name = self.objective.metric
         means, widths = interval(torch.cat(scores, 1))
         found: dict[str, Tensor] = {name: means[-1], f"{name}_ci": widths[-1], "loss": torch.cat(losses).mean()}
@@ -146,13 +153,20 @@ class MetaLearner(Method):
             found |= {f"{name}/step{step}": value for step, value in zip(steps, means, strict=True)}
             found |= {f"{name}_ci/step{step}": value for step, value in zip(steps, widths, strict=True)}
             if name == "mse":  # one task on which steps of this length diverge makes the mean what it likes
-                medians = torch.cat(scores, 1).quantile(0.5, 1)
+                errors = torch.cat(scores, 1)
+                medians = errors.where(~errors.isnan(), torch.inf).quantile(0.5, 1)
                 found |= {f"mse_median/step{step}": value for step, value in zip(steps, medians, strict=True)}
         return found
 
     def steps_asked(self, rows: int) -> Sequence[int]:
         """After how many steps of adaptation each row of `predictions` was taken."""
         return range(rows)
+
+    def _trained_row(self, rows: int) -> int:
+        """The last row of `predictions` that training reaches."""
+        if self.trained_steps is None:
+            return rows - 1
+        return bisect_right(self.steps_asked(rows), self.trained_steps) - 1
 
     def score(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Accuracy or mean squared error of each task [T], of outputs [T, Q, C]."""
@@ -174,6 +188,18 @@ class MetaLearner(Method):
     def result(self) -> Network | None:
         """The network as it starts into a new task."""
         return self.network
+
+    def with_averages(self) -> Network:
+        """The same where learning reads no running averages and moves none: with those of training tasks, which whoever
+        uses the network outside of tasks needs. A copy, so that the state stays as it is.
+        """
+        if not has_batch_norm(self.network):
+            return self.network
+        ways, shots, queries = self.view.config.shape("train")
+        count = -(-AVERAGED // ((ways or 1) * (shots + queries)))
+        keyed = (self.context.rng("running averages", number) for number in range(count))
+        drawn = (joined(self.view.draw(1, generator)) for generator in keyed)
+        return averaged(self.network, ({name: values[0] for name, values in of.items()} for of in drawn))
 
     def summary(self, records: Sequence[Record]) -> Metrics:
         """`transductive`, 1 or 0: was a query example's output normalised together with the other query examples?"""
@@ -206,6 +232,11 @@ def _some(batch: Batch, few: slice) -> Batch:
 def examples_of(batch: Batch) -> int:
     """Examples of all tasks together."""
     return batch.target.shape[0] * batch.target.shape[1]
+
+
+def joined(tasks: Tasks) -> Mapping[str, Tensor]:
+    """Support and query examples of each task in a row: inputs name → [T, S + Q, ...]."""
+    return {name: torch.cat([values, tasks.query.inputs[name]], 1) for name, values in tasks.support.inputs.items()}
 
 
 def task_losses(outputs: Tensor, target: Tensor) -> Tensor:

@@ -25,13 +25,13 @@ def adaptation_curve(
     newest = tests[-1] if tests else {}
     means = [value for name, value in newest.items() if name.startswith(f"{metric}/step")]
     widths = [value for name, value in newest.items() if name.startswith(f"{metric}_ci/step")]
-    if not means or None in (*means, *widths):
+    medians = [value for name, value in newest.items() if name.startswith(f"{metric}_median/step")]
+    if not means or (not medians and None in (*means, *widths)):
         return {}
     title, x_title = "Adaptation to test tasks", "steps of adaptation"
-    medians = [value for name, value in newest.items() if name.startswith(f"{metric}_median/step")]
-    if medians:
+    if medians:  # a line has gaps where steps diverge
         lines: dict[str, Sequence[float | None]] = {"mean": means, "median": medians}
-        log = min(*means, *medians) > 0
+        log = min((value for value in (*means, *medians) if value is not None), default=0.0) > 0
         return {"adaptation": Curve(steps_asked(len(means)), lines, x_title, metric, title, log=log)}
     low, high = ([mean + sign * width for mean, width in zip(means, widths, strict=True)] for sign in (-1, 1))
     lines = {"mean": means, "lower 95 %": low, "upper 95 %": high}

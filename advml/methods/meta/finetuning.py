@@ -7,12 +7,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from advml.config import Fraction, PositiveFloat, PositiveInt, settings
 from advml.contracts import Batch, Network
 from advml.data.episodes import Episodes, Tasks
 from advml.errors import ConfigError
 from advml.methods.meta.common import parts, task_losses
+from advml.nn.evaluation import evaluating
 from advml.nn.optimisers import Adam, Optimiser, Sgd
 from advml.nn.replica_training import start_from, train_copies
 from advml.nn.replicas import Engine, Replicas, Unsuited, make_replicas
@@ -48,17 +50,35 @@ def tested_copies_of(network: Network, config: FinetuningSettings, view: Episode
     return copies_of(network, config, min(support, config.eval_batch_size or support))
 
 
-def check_batches(network: Network, key: str, size: int | None, examples: int) -> None:
-    """Refuse batches of the support set, of so many examples, in which a batch norm over rows meets one alone."""
+def check_batches(network: Network, key: str, size: int | None, support: Mapping[str, Tensor], examples: int) -> None:
+    """Refuse batches of a support set of so many examples, like those of `support`, name → [T, S, ...], if a batch norm
+    would meet a single value of each channel: one row alone, or one image of 1 × 1.
+    """
     size = examples if size is None else min(size, examples)
     if size > 1 and examples % size != 1:
         return
-    if any(isinstance(module, nn.BatchNorm1d) for module in network.modules()):
+    if _normalises_one_value(network, {name: values[0, :1] for name, values in support.items()}):
         remedy = "use view.shots of at least 2" if examples == 1 else f"use method.{key}=null"
         raise ConfigError(
             f"method.{key}: leaves one of {examples} support examples alone, of which a batch norm has no statistics; "
             f"{remedy}, or model.norm=layer"
         )
+
+
+def _normalises_one_value(network: Network, one: Mapping[str, Tensor]) -> bool:
+    """Does a batch norm meet a single value of each channel, where there is one example? A trial tells."""
+    met: list[int] = []
+    hooks = [
+        module.register_forward_pre_hook(lambda module, given: met.append(given[0].numel() // given[0].shape[1]))
+        for module in network.modules()
+        if isinstance(module, _BatchNorm)
+    ]
+    if hooks:
+        with evaluating(network):
+            network(one)
+    for hook in hooks:
+        hook.remove()
+    return 1 in met
 
 
 def inner_optimiser(parameters: Iterable[nn.Parameter], config: FinetuningSettings) -> Optimiser:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advml.config import CountFloat, CountInt, settings
-from advml.contracts import Batch, Classes, Context
+from advml.contracts import Batch, Classes, Context, Network
 from advml.data.episodes import Tasks
 from advml.errors import ConfigError
 from advml.methods.meta.common import MetaLearner, MetaSettings, examples_of, parts, task_losses
@@ -68,6 +68,7 @@ class Maml(MetaLearner):
         self.norms: dict[str, nn.Parameter] = {}
         super().setup(context)
         config, get = self.config, self.network.get_parameter
+        self.trained_steps = config.steps
         self.theta: dict[str, Tensor] = dict(self.network.named_parameters())
         self._check()
         # The mean over N · K support examples, or their sum / K: N times as much.
@@ -231,6 +232,10 @@ class Maml(MetaLearner):
             for key, values in (("rates", self.rates), ("norms", self.norms)):
                 for name, value in values.items():
                     value.copy_(state[key][name])
+
+    def result(self) -> Network:
+        """θ, with running averages, which adaptation has no use for."""
+        return self.with_averages()
 
     def _replicas(self) -> Replicas:
         """Copies of the network, for tasks of the size that training has."""

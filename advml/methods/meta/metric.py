@@ -4,15 +4,13 @@ space, the network's features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
 from advml.contracts import Classes, Context, Needs, Network
 from advml.data.episodes import Tasks
 from advml.errors import ConfigError
-from advml.methods.meta.common import MetaLearner, task_losses
+from advml.methods.meta.common import MetaLearner, joined, task_losses
 from advml.nn.embedding import embed, own_statistics
 from advml.nn.evaluation import evaluating
 from advml.nn.replicas import has_batch_norm
@@ -63,11 +61,6 @@ class MetricLearner(MetaLearner):
     def _outputs(self, features: Tensor, tasks: Tasks, ways: int) -> Tensor:
         shots = tasks.support.target.shape[1]
         return self.outputs(features[:, shots:], features[:, :shots], tasks.support.target, ways)
-
-
-def joined(tasks: Tasks) -> Mapping[str, Tensor]:
-    """Support and query examples of each task in a row: inputs name → [T, S + Q, ...]."""
-    return {name: torch.cat([values, tasks.query.inputs[name]], 1) for name, values in tasks.support.inputs.items()}
 
 
 def features_of(network: Network, tasks: Tasks, transductive: bool) -> Tensor:

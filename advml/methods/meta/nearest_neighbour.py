@@ -12,8 +12,8 @@ from advml.config import CountInt, settings
 from advml.contracts import At, Classes, Context, Metrics, Needs, Phase, Record, Step
 from advml.data.episodes import Tasks
 from advml.errors import ConfigError
-from advml.methods.meta.common import MetaLearner, examples_of
-from advml.methods.meta.metric import features_of, joined
+from advml.methods.meta.common import MetaLearner, examples_of, joined
+from advml.methods.meta.metric import features_of
 from advml.models.mlp import flat
 from advml.nn.prototypes import Distance, metric_logits, nearest_logits
 from advml.nn.replicas import has_batch_norm

@@ -63,15 +63,17 @@ class PretrainFinetune(MetaLearner):
         self.network = context.build(self.view.base_spec)
         self.optimiser = make_optimiser(self.network.parameters(), self.config)
         self.beginner = context.build(self.view.spec, "new head")
-        adapted = self.beginner
+        adapted, tasks = self.beginner, self.view.fixed("valid", 0, 1)
+        support = tasks.support.inputs
         if self.config.adapt == "head":
-            width = features_of(self.network, self.view.fixed("valid", 0, 1), False).shape[2]
-            adapted = Head(self.beginner, width, self.view.spec.target)
+            features = features_of(self.network, tasks, False)
+            adapted, support = Head(self.beginner, features.shape[2], self.view.spec.target), {"features": features}
         self.start = {
             name: self.network.get_parameter(name) if not name.startswith("head.") else value
             for name, value in adapted.named_parameters()
         }
-        check_batches(adapted, "eval_batch_size", self.config.eval_batch_size, (self.view.ways or 1) * self.view.shots)
+        tested = (self.view.ways or 1) * self.view.shots
+        check_batches(adapted, "eval_batch_size", self.config.eval_batch_size, support, tested)
         self.tested = tested_copies_of(adapted, self.config, self.view)
 
     def step(self, at: At) -> Step:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from advml.config import PositiveInt, settings
-from advml.contracts import Context
+from advml.contracts import Context, Network
 from advml.data.episodes import Tasks
 from advml.errors import ConfigError
 from advml.methods.meta.common import MetaLearner, MetaSettings, examples_of, parts, task_losses
@@ -50,13 +50,14 @@ class Reptile(MetaLearner):
     def setup(self, context: Context) -> None:
         """Copies of the network, and of the inner optimiser the one whose memory is kept."""
         super().setup(context)
+        self.trained_steps = self.config.steps
         shape = self.view.config.shape("train")
         if shape.ways != self.view.ways:
             raise ConfigError("view.train_ways: this method has an output for each class of a task; use null")
         most = (shape.ways or 1) * shape.shots
-        check_batches(self.network, "inner_batch_size", self.config.inner_batch_size, most)
-        tested = (self.view.ways or 1) * self.view.shots
-        check_batches(self.network, "eval_batch_size", self.config.eval_batch_size, tested)
+        support, tested = self.view.fixed("valid", 0, 1).support.inputs, (self.view.ways or 1) * self.view.shots
+        check_batches(self.network, "inner_batch_size", self.config.inner_batch_size, support, most)
+        check_batches(self.network, "eval_batch_size", self.config.eval_batch_size, support, tested)
         self.replicas = copies_of(self.network, self.config, min(most, self.config.inner_batch_size or most))
         self.tested = tested_copies_of(self.network, self.config, self.view)
         self.copy = start_from(dict(self.network.named_parameters()), 1)
@@ -128,3 +129,7 @@ class Reptile(MetaLearner):
         super().load_state_dict(state)
         if self.keeps:
             self.inner.load_state_dict(state["inner"])
+
+    def result(self) -> Network:
+        """θ, with running averages, which training on a task has no use for."""
+        return self.with_averages()
