@@ -106,7 +106,7 @@ def bare() -> tuple[list[float], dict[str, Any]]:
     torch.set_num_threads(1)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False
-    optimiser = torch.optim.Adam(net.parameters(), lr=1e-3, foreach=True)
+    optimiser = torch.optim.Adam(net.parameters(), lr=1e-3, fused=True)
     times = []
     for epoch in range(EPOCHS):
         losses = []

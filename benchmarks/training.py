@@ -25,7 +25,7 @@ NETWORKS = {  # model, its settings, input, batch size
     "MLP 784-1000-1000-10": ("mlp_1000", (1, 28, 28), 128),
     "cnn": ("cnn", (1, 28, 28), 64),
     "conv4": ("conv4", (1, 28, 28), 128),
-    "DARTS_V2, 5 cells, C=8": ("genotype", (1, 28, 28), 64),
+    "DARTS_V2, 5 cells, C=16": ("genotype", (1, 28, 28), 64),
 }
 SET = {"OMP_WAIT_POLICY": "PASSIVE", "THP_MEM_ALLOC_ENABLE": "1"}  # by the command line of advml
 COMPARED, WARM, TOLERANCE = 3, 17, 1e-3
