@@ -287,7 +287,8 @@ class Method(Protocol):
     """An algorithm. Subclass it, or write a class of the same shape.
 
     `tests_each_phase`: the test split is evaluated at step 0 and at the end of every phase (accuracy matrices), not
-    only once at the end. Such evaluations select nothing.
+    only once at the end. Such evaluations select nothing. `several_networks`: the examples that the budget counts went
+    through more networks than the one that `result` gives, so that FLOPs cannot be told from it.
     """
 
     settings: ClassVar[type]

@@ -179,7 +179,7 @@ class Replicas:
 
 
 def _has_channels_last(value: Tensor) -> bool:
-    return value.dim() == 4 and value.stride(1) == 1
+    return value.dim() == 4 and (value.stride(1), value.stride(3)) == (1, value.shape[1])
 
 
 class Vmapped(Replicas):

@@ -41,6 +41,9 @@ NETWORKS = {
     "conv4": (lambda: conv4("none"), IMAGE, ["vmap", "auto"]),
     "conv4 batch norm": (lambda: conv4("batch"), IMAGE, ["vmap", "auto"]),
     "conv4 batch norm, pooled": (lambda: conv4("batch", "pool"), IMAGE, ["vmap"]),
+    "conv4 batch norm, channels last": (
+        lambda: conv4("batch").to(memory_format=torch.channels_last), IMAGE, ["vmap", "auto"],
+    ),
     "conv4 group norm": (lambda: conv4("group"), IMAGE, ["vmap"]),
 }
 EVERY = [(name, engine) for name, (_, _, engines) in NETWORKS.items() for engine in ["loop", *engines]]
@@ -256,3 +259,23 @@ def test_has_batch_norm():
     assert has_batch_norm(mlp("batch"))
     assert has_batch_norm(conv4("batch"))
     assert not has_batch_norm(conv4("group"))
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_filters_lie_as_the_networks_do(layout):
+    """Also where the copies' values, side by side, lie otherwise."""
+    network = conv4("none").to(memory_format=layout)
+    replicas = Replicas(network)
+    seen = []
+
+    def note(module, given, maps):
+        seen.append((module.weight.stride(), maps.stride()))
+
+    for module in replicas.network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.register_forward_hook(note)
+    values = {name: torch.stack([value.detach()] * 2).contiguous() for name, value in network.named_parameters()}
+    replicas.outputs(values, {"x": torch.randn(2, EXAMPLES, 2, 8, 8, dtype=torch.float64)})
+    assert len(seen) == 4
+    last = layout == torch.channels_last
+    assert all((weight[1] == 1) == (maps[1] == 1) == last for weight, maps in seen)
