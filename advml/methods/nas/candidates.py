@@ -139,7 +139,7 @@ class CandidateSearch(ArchitectureSearch):
         return self.space.genotype(max(self.scored, key=lambda row: row[1])[0])
 
     def search_evaluate(self, split: SplitName) -> Metrics:
-        """The best score so far."""
+        """The best score so far: on the half of the training examples that architectures are judged by."""
         if split != "valid" or not self.scored or self.config.evaluations == 1:
             return {}
         best = max(row[1] for row in self.scored)

@@ -58,6 +58,11 @@ class DartsSettings(SearchSettings):
                 f"stop.start: {self.stop.start} epochs leave none of {self.epochs} in which the search may stop;"
                 f" use method.stop.start={self.epochs // 2}, or more method.epochs"
             )
+        if self.stop.kind == "eigenvalue" and self.stop.delta >= self.epochs:
+            raise ValueError(
+                f"stop.delta: {self.epochs} epochs have none that lies {self.stop.delta} before another;"
+                f" use method.stop.delta={max(1, self.epochs // 4)}, or more method.epochs"
+            )
         if self.warmup >= self.epochs:
             raise ValueError(
                 f"warmup: {self.warmup} epochs leave none of {self.epochs} to move the architecture in; use fewer"
