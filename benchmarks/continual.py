@@ -35,6 +35,8 @@ from dataclasses import replace
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "penalty" in sys.argv:
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as in a run of advml, and for all three ways
 
 import torch
 from common import machine, medians
@@ -51,6 +53,7 @@ from advml.nn.anchor import Anchor
 from advml.nn.fisher import fisher_diagonal
 from advml.nn.losses import cross_entropy
 from advml.nn.optimisers import make_optimiser
+from advml.nn.products import keep_freed_memory
 
 
 def main() -> None:
@@ -108,6 +111,7 @@ def compare_fisher(name: str, network: Network, examples: int = 100) -> None:
 
 def compare_penalty(tasks: int, strength: float = 10.0, updates: int = 40) -> None:
     """Updates without, with the collapsed and with the usual penalty after so many earlier tasks."""
+    keep_freed_memory()  # as in a run
     bound = shipped("method=ewc", "model=mlp_400", "method.optimiser=adam")
     network = network_of(bound, 784)
     anchor = Anchor(network)

@@ -1,9 +1,9 @@
 """A quadratic penalty around parameters that were good for earlier tasks, at the cost of a single one.
 
-The sum over earlier tasks t of ½ (θ − θ_t)ᵀ F_t (θ − θ_t), with diagonal F_t, is again one quadratic. With A = Σ F_t,
-the newest parameters θ* as its centre and b = Σ F_t (θ_t − θ*), its gradient is A (θ − θ*) − b, and its value
-½ Σ [A (θ − θ*)² − 2 b (θ − θ*) + c] with c = Σ F_t (θ_t − θ*)². Kept relative to θ*, differences of nearly equal
-numbers never meet a large A; nothing is divided, since A has zeros; time and memory do not grow with the tasks.
+The sum over tasks t of ½ (θ − θ_t)ᵀ F_t (θ − θ_t), with diagonal F_t ≥ 0, is again one quadratic: with A = Σ F_t
+and m the mean of the θ_t weighted by F_t it is ½ Σ [A (θ − m)² + c], where c = Σ F_t (θ_t − m)². Mean and c go on from
+task to task like a weighted mean and variance: no large numbers are subtracted from each other, time and memory do not
+grow with the tasks, and m is rounded no more than θ itself is.
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ class Anchor:
         self.parameters = {name: p for name, p in network.named_parameters() if p.requires_grad}
         zeros = {name: torch.zeros_like(p, requires_grad=False) for name, p in self.parameters.items()}
         self.importance = zeros  # A
-        self.centre = {name: p.detach().clone() for name, p in self.parameters.items()}  # θ*
-        self.offset = {name: torch.zeros_like(value) for name, value in zeros.items()}  # b
+        self.centre = {name: p.detach().clone() for name, p in self.parameters.items()}  # m
         self.constant = {name: torch.zeros_like(value) for name, value in zeros.items()}  # c, per parameter
         self.empty = True
 
@@ -34,35 +33,33 @@ class Anchor:
     def consolidate(self, fisher: Mapping[str, Tensor], *, online: bool = False, decay: float = 1.0) -> None:
         """Add a task's importance around the parameters as they are now.
 
-        Separate anchors (Kirkpatrick et al. 2017): every task keeps its own centre; `decay` scales all earlier ones.
-        Online (Schwarz et al. 2018): A ← decay · A + F, and the newest parameters are the centre of it all.
+        Separate anchors (Kirkpatrick et al. 2017): every task keeps its own centre; `decay` scales all earlier ones,
+        and `fisher` must not be negative. Online (Schwarz et al. 2018): A ← decay · A + F, and the newest parameters
+        are the centre of it all.
         """
         for name, parameter in self.parameters.items():
-            now = parameter.detach().clone()
-            if online:
-                self.importance[name] = decay * self.importance[name] + fisher[name]
-            else:
-                moved = self.centre[name] - now
-                c, b, a = (decay * values[name] for values in (self.constant, self.offset, self.importance))
-                self.constant[name] = c + 2 * b * moved + a * moved * moved
-                self.offset[name] = b + a * moved
-                self.importance[name] = a + fisher[name]
-            self.centre[name] = now
+            earlier, now = decay * self.importance[name], parameter.detach().clone()
+            total = earlier + fisher[name]
+            if not online:
+                share = torch.where(total > 0, fisher[name] / total, 1.0)
+                spread = earlier * share * (now - self.centre[name]).square()
+                self.constant[name] = decay * self.constant[name] + spread
+                now = torch.lerp(self.centre[name], now, share)
+            self.importance[name], self.centre[name] = total, now
         self.empty = False
 
     @torch.no_grad()
     def add_gradient(self, strength: float) -> None:
-        """Add strength · [A (θ − θ*) − b] to the gradients in place: four fused operations for any number of tasks."""
+        """Add strength · A (θ − m) to the gradients in place: two passes for any number of tasks."""
         if self.empty or strength == 0:
             return
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         if not gradients:
             return
         parameters: list[Tensor] = [self.parameters[name] for name in gradients]
-        pull = list(torch._foreach_sub(parameters, [self.centre[name] for name in gradients]))
-        torch._foreach_mul_(pull, [self.importance[name] for name in gradients])
-        torch._foreach_sub_(pull, [self.offset[name] for name in gradients])
-        torch._foreach_add_(list(gradients.values()), pull, alpha=strength)
+        pull = torch._foreach_sub(parameters, [self.centre[name] for name in gradients])
+        importance = [self.importance[name] for name in gradients]
+        torch._foreach_addcmul_(list(gradients.values()), pull, importance, value=strength)
 
     @torch.no_grad()
     def value(self, strength: float) -> Tensor:
@@ -70,23 +67,22 @@ class Anchor:
         total = next(iter(self.parameters.values())).new_zeros(())
         for name, parameter in self.parameters.items():
             away = parameter - self.centre[name]
-            quadratic = self.importance[name] * away * away - 2 * self.offset[name] * away + self.constant[name]
-            total = total + quadratic.sum()
+            total = total + (self.importance[name] * away * away + self.constant[name]).sum()
         return 0.5 * strength * total
 
     def tensors(self) -> list[Tensor]:
         """All that is kept, which is nothing before the first `consolidate`."""
-        kinds = [self.importance, self.centre, self.offset, self.constant]
+        kinds = [self.importance, self.centre, self.constant]
         return [] if self.empty else [value for kind in kinds for value in kind.values()]
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors by kind and name."""
-        kinds = ("importance", "centre", "offset", "constant")
+        kinds = ("importance", "centre", "constant")
         return {"empty": self.empty, **{kind: dict(getattr(self, kind)) for kind in kinds}}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """What `state_dict` gave, moved to where the parameters are."""
         self.empty = state["empty"]
-        for kind in ("importance", "centre", "offset", "constant"):
+        for kind in ("importance", "centre", "constant"):
             own = {name: state[kind][name].to(parameter, copy=True) for name, parameter in self.parameters.items()}
             setattr(self, kind, own)

@@ -138,6 +138,19 @@ def test_float32_stays_near_at_a_large_strength():
         torch.testing.assert_close(found.double(), slope, rtol=0, atol=1e-5 * float(slope.abs().max()))
 
 
+def test_the_smallest_importances_are_harmless():
+    """Where a network is saturated the Fisher diagonal has numbers near the smallest that float32 knows."""
+    model = network(dtype=torch.float32)
+    anchor = Anchor(model)
+    for size in (1e-45, 0.0, 3e-45, 1e-38, 1e-45):
+        anchor.consolidate({name: torch.full_like(p, size) for name, p in model.named_parameters()})
+        move(model, 1)
+    for parameter, found in zip(model.parameters(), gradients(model, anchor, 1e9), strict=True):
+        assert torch.isfinite(found).all()
+        assert float(found.abs().max()) < 1e-28 * float(parameter.detach().abs().max() + 3)
+    assert 0 <= float(anchor.value(1e9)) < 1e-25
+
+
 # --- in a loop ----------------------------------------------------------------------------------------------------
 
 
