@@ -6,12 +6,13 @@ and writes the weights. Here  W ← β W − η δᵀ x  is one call, so that no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from advml.contracts import Batch
+from advml.nn.example_losses import ExampleLosses, losses_and_slopes
 from advml.nn.replicas import Batched, Parameters
 
 
@@ -22,7 +23,7 @@ class ChainSgd:
         self,
         replicas: Batched,
         values: Parameters,
-        losses: Callable[[Tensor, Tensor], Tensor],
+        losses: ExampleLosses,
         lr: float,
         strength: float,
         offset: Mapping[str, Tensor] | None,
@@ -33,15 +34,15 @@ class ChainSgd:
             replicas.network.train()
 
     @staticmethod
-    def serves(replicas: Batched, trained: Sequence[str]) -> bool:
-        """Are all parameters those of affine maps, and trained?"""
+    def serves(replicas: Batched) -> frozenset[str]:
+        """The names of all parameters, if they are those of affine maps in a chain; otherwise none."""
         affine = {
             f"{name}.{own}"
             for name, module in replicas.chain
             if isinstance(module, nn.Linear)
             for own, _ in module.named_parameters()
         }
-        return affine == set(trained) == {name for name, _ in replicas.network.named_parameters()}
+        return frozenset(affine if affine == {name for name, _ in replicas.network.named_parameters()} else ())
 
     def narrow(self, active: int) -> None:
         """From now on only the first so many copies."""
@@ -68,11 +69,9 @@ class ChainSgd:
                     hidden = module(given)
             below.append((given, hidden))
             hidden = hidden.detach()
-        with torch.enable_grad():
-            outputs = hidden.requires_grad_()
-            each = self.losses(outputs, batch.target)
-            found = each.mean(1) if weight is None else (each * weight).sum(1)
-            (slope,) = torch.autograd.grad(found.sum(), outputs)
+        each, slope = losses_and_slopes(self.losses, hidden, batch.target)
+        found = each.mean(1) if weight is None else (each * weight).sum(1)
+        slope = slope / each.shape[1] if weight is None else slope * weight.unsqueeze(2)
         for place, (name, module) in reversed(list(enumerate(self.replicas.chain))):
             given, got = below[place]
             if isinstance(module, nn.Linear):
@@ -85,7 +84,7 @@ class ChainSgd:
                 slope = torch.ops.aten.threshold_backward(slope, got, 0)  # as torch itself, without a graph
             else:
                 (slope,) = torch.autograd.grad(got, given, slope)
-        return found.detach()
+        return found
 
     def _move(self, name: str, slope: Tensor, given: Tensor | None) -> None:
         """value ← (1 − η strength) value − η gradient − η offset; the gradient is `slope`, or slope · given."""

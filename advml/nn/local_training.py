@@ -8,23 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from advml.contracts import Batch, Classes, Network, Target
+from advml.contracts import Batch, Network
 from advml.nn.chain_sgd import ChainSgd
-from advml.nn.losses import REGRESSION, LossName, at_least_float32
+from advml.nn.example_losses import ExampleLosses
 from advml.nn.optimisers import Optimiser, OptimiserSettings, make_optimiser
 from advml.nn.replicas import ENGINES, Batched, Parameters, Replicas, Unsuited, Vmapped
 
 LocalEngine = Literal["auto", "loop", "batched", "vmap"]
 CPU_CACHE, GPU_MEMORY, MOST = 2**22, 2**30, 64  # bytes of copies side by side, and how many copies at most
 
-ExampleLosses = Callable[[Tensor, Tensor], Tensor]
-"""Outputs [R, B, C] and targets [R, B, ...] → the loss of each example, [R, B]."""
 Batches = Sequence[Tensor]
 """The indices of a client's examples, int64 [b] on the CPU, for each of its local steps."""
 
@@ -50,26 +48,6 @@ class Pull:
         if self.offset is None:
             return self
         return Pull(self.strength, {name: value[min(row, len(value) - 1)] for name, value in self.offset.items()})
-
-
-def example_losses(name: LossName, target: Target, smoothing: float = 0.0) -> ExampleLosses:
-    """The losses of advml/nn/losses.py example by example, for copies side by side."""
-    if name == "cross_entropy" or (name == "auto" and isinstance(target, Classes)):
-
-        def entropy(outputs: Tensor, wanted: Tensor) -> Tensor:
-            logits = at_least_float32(outputs.flatten(0, 1))
-            return F.cross_entropy(logits, wanted.flatten(), reduction="none", label_smoothing=smoothing).view(
-                wanted.shape
-            )
-
-        return entropy
-    measure: Callable[..., Tensor] = REGRESSION["mse" if name == "auto" else name]
-
-    def distance(outputs: Tensor, wanted: Tensor) -> Tensor:
-        each = measure(at_least_float32(outputs).reshape(wanted.shape), wanted, reduction="none")
-        return each.flatten(2).mean(2) if each.dim() > 2 else each
-
-    return distance
 
 
 # --- batches ------------------------------------------------------------------------------------------------------
@@ -186,9 +164,13 @@ class LocalTraining:
             taken.append((found * counted).sum())
         return torch.stack(taken).sum()
 
+    @cached_property
+    def _affine(self) -> frozenset[str]:
+        return ChainSgd.serves(self.replicas) if isinstance(self.replicas, Batched) else frozenset()
+
     def _mover(self, values: Parameters, trained: Sequence[str], lr: float, pull: Pull) -> ChainSgd | _Differentiated:
         plain = self.settings.optimiser == "sgd" and not self.settings.momentum and self.settings.clip_norm is None
-        if plain and isinstance(self.replicas, Batched) and ChainSgd.serves(self.replicas, trained):
+        if plain and isinstance(self.replicas, Batched) and self._affine == set(trained):
             decay = self.settings.weight_decay
             return ChainSgd(self.replicas, values, self.losses, lr, pull.strength + decay, pull.offset)
         return _Differentiated(self, values, trained, lr, pull)

@@ -7,18 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from advml.contracts import Batch, Classes, Real, Spec
+from advml.contracts import Batch, Classes, Spec
 from advml.models.build import build
 from advml.models.char_lstm import CharLstmSettings
 from advml.models.conv4 import Conv4Settings
 from advml.models.mlp import MlpSettings
+from advml.nn.example_losses import example_losses
 from advml.nn.local_training import (
     LocalTraining,
     Pull,
     batch_sizes,
     clip_rows,
     copies_at_once,
-    example_losses,
     local_batches,
     local_replicas,
     side_by_side,
@@ -222,19 +222,3 @@ def test_recurrent_networks_one_by_one():
     assert local_replicas(lstm, "auto").engine == "loop"
     with pytest.raises(Unsuited, match="use loop"):
         local_replicas(lstm, "vmap")
-
-
-def test_losses_of_real_targets():
-    outputs, target = torch.randn(2, 3, 4), torch.randn(2, 3, 2, 2)
-    for name, function in (("mse", F.mse_loss), ("l1", F.l1_loss), ("huber", F.huber_loss)):
-        each = example_losses(name, Real((2, 2)))(outputs, target)
-        assert each.shape == (2, 3)
-        torch.testing.assert_close(each.mean(), function(outputs, target.flatten(2)))
-    column = example_losses("auto", Real(()))(outputs[..., :1], target[..., 0, 0])
-    torch.testing.assert_close(column, (outputs[..., 0] - target[..., 0, 0]).square())
-
-
-def test_smoothed_labels():
-    outputs, target = torch.randn(2, 3, 4), torch.randint(4, (2, 3))
-    each = example_losses("auto", Classes(4), 0.1)(outputs, target)
-    torch.testing.assert_close(each[1].mean(), F.cross_entropy(outputs[1], target[1], label_smoothing=0.1))

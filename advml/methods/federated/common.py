@@ -24,13 +24,13 @@ from advml.methods.federated import measuring
 from advml.methods.federated.channel import Rows, bytes_of
 from advml.methods.federated.extras import Extras, ExtraSettings
 from advml.methods.federated.together import updates_together
+from advml.nn.example_losses import example_losses
 from advml.nn.local_training import (
     LocalEngine,
     LocalTraining,
     Pull,
     batch_sizes,
     copies_at_once,
-    example_losses,
     local_batches,
     local_replicas,
 )
@@ -219,7 +219,7 @@ class Federated(Extras):
 
         rate = self.rate(round) if lr is None else lr
         loss = self.training.train(values, list(self.parameters), batches, fetch, rate, pull, noise)
-        return loss, sum(len(batch) for rows in batches for batch in rows)
+        return loss, sum(batch.numel() for rows in batches for batch in rows)
 
     def train_privately(
         self, round: int, clients: list[int], steps: list[int], values: Parameters, purpose: str, pull: Pull | None
