@@ -1,6 +1,7 @@
 """Tables and pictures in docs/ from docs/results/*.json: `python docs/generate.py`; --check compares tables only.
 
-A page says where a table belongs, by two comments around it: `<!-- study NAME -->` and `<!-- end -->`.
+A page says where a table belongs, by two comments around it: `<!-- study NAME -->` and `<!-- end -->`. Between
+`<!-- measured -->` and `<!-- end -->` are all numbers of all studies beside which a published one stands.
 """
 
 from __future__ import annotations
@@ -10,11 +11,12 @@ import re
 import sys
 from pathlib import Path
 
-from advml.report.published import as_markdown
+from advml.report.published import as_markdown, beside_reported, words
 from advml.report.published_pictures import pictures
 
 DOCS = Path(__file__).resolve().parent
 PLACE = re.compile(r"(<!-- study (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+OVERVIEW = re.compile(r"(<!-- measured -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
 def filled(page: str) -> str:
@@ -24,7 +26,21 @@ def filled(page: str) -> str:
         said = json.loads((DOCS / f"results/{found[2]}.json").read_text())
         return f"{found[1]}\n{as_markdown(said)}\n{found[3]}"
 
-    return PLACE.sub(table, page)
+    return OVERVIEW.sub(lambda found: f"{found[1]}\n{measured()}\n{found[2]}", PLACE.sub(table, page))
+
+
+def measured() -> str:
+    """A table for each study with published numbers: what was measured beside them."""
+    parts = []
+    for document in sorted(DOCS.glob("results/*.json")):
+        said = json.loads(document.read_text())
+        if rows := beside_reported(said):
+            unit = f" ({said['unit']})" if said["unit"] else ""
+            seeds = f", {len(said['seeds'])} seeds" if len(said["seeds"]) > 1 else ""
+            heading = f"| {said['title']} | {words(said['metric'])}{unit}{seeds} | reported |"
+            body = "\n".join(f"| {' | '.join(row)} |" for row in rows)
+            parts.append(f"{heading}\n| --- | ---: | ---: |\n{body}\n\nReported: {said['source']}.\n")
+    return "\n".join(parts)
 
 
 def main() -> int:

@@ -259,6 +259,13 @@ def _crossed_differences(said: Mapping[str, Any]) -> Grid:
     return [f"minus {said['against']}{unit}", *columns], body
 
 
+def beside_reported(said: Mapping[str, Any]) -> list[list[str]]:
+    """(row, measured, reported) of the rows beside which a published number stands."""
+    places, metric = _places(said, said["metric"]), said["metric"]
+    rows = {name: row for name, row in said["rows"].items() if row["reported"] is not None}
+    return [[name, _measured(row, metric, places), f"{row['reported']:g}"] for name, row in rows.items()]
+
+
 def notes(said: Mapping[str, Any]) -> Iterator[str]:
     """What must be known to read the tables, one sentence each."""
     if changed := [word for word in said["changed"] if not word.startswith("device=")]:
