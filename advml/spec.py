@@ -82,6 +82,12 @@ class Spec:
             case Nothing():
                 return 0
 
+    @property
+    def helpers(self) -> tuple[str, ...]:
+        """The inputs that only say what of another input is there: masks and presences."""
+        named = (name for stream in self.streams.values() for name in (stream.mask, stream.present))
+        return tuple(name for name in named if name is not None)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, for files; `from_dict` is its inverse."""
         kind = type(self.target).__name__

@@ -68,9 +68,11 @@ class Rotate:
         cos, sin = float(turn.cos()), float(turn.sin())
         height, width = images.shape[-2:]
         # Coordinates run from −1 to 1 on both axes, y downwards; a side's length scales the other axis' share.
-        rows = [[cos, -sin * height / width, 0.0], [sin * width / height, cos, 0.0]]
-        matrix = images.new_tensor(rows).expand(len(images), 2, 3)
-        grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+        matrix = images.new_zeros(2, 3)
+        matrix.diagonal().fill_(cos)  # numbers, not a tensor of them: a GPU need not be waited for
+        matrix[0, 1].fill_(-sin * height / width)
+        matrix[1, 0].fill_(sin * width / height)
+        grid = F.affine_grid(matrix.expand(len(images), 2, 3), list(images.shape), align_corners=False)
         return F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Rotate:

@@ -112,7 +112,7 @@ class Stream:
     def mask(self, index: int, seen: int) -> Tensor:
         """The outputs that compete, bool [C], when examples of task `index` are shown after `seen` tasks were begun.
 
-        In the class scenario these are the outputs of all tasks seen, and of the task itself where it is still to come.
+        In the class scenario these are the outputs of all tasks seen; where it is still to come, of all up to the task.
         """
         if self.scenario != "class":
             return self.tasks[index].outputs
@@ -178,6 +178,11 @@ def _outputs(spec: Spec, settings: StreamSettings) -> int:
         raise ConfigError(f"view.tasks=null: only view.tasks_by=groups knows how many; by {by}, give a number")
     if by == "rotation" and any(len(shape) != 3 for shape in spec.inputs.values()):
         raise ConfigError("view.tasks_by=rotation: needs a data set of images, such as dataset=digits")
+    if by == "permutation" and spec.helpers:
+        raise ConfigError(
+            f"view.tasks_by=permutation: {_listed(spec.helpers)} says which places of an input are there, and would "
+            "no longer once these have another order; use view.tasks_by=classes"
+        )
     if by != "classes":
         return classes if settings.scenario == "domain" else classes * settings.tasks
     least = 1 if settings.scenario == "class" else 2

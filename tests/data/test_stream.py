@@ -11,6 +11,7 @@ from advml.data.source import Loaded, SplitSettings, split
 from advml.data.stream import Stream, StreamSettings
 from advml.errors import ConfigError
 from advml.runner.randomness import KeyedRng
+from advml.spec import Stream as Modality
 
 CPU = torch.device("cpu")
 SHAPE = (1, 5, 6)
@@ -234,6 +235,10 @@ def spec_of(classes=10, shape=SHAPE):
     return Spec({"image": shape}, Classes(classes))
 
 
+PADDED = Spec({"frames": (5, 3), "there": (5,), "seen": ()}, Classes(10),
+              streams={"frames": Modality("frames", "there", "seen")})  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("spec", "changes", "said"),
     [
@@ -245,6 +250,7 @@ def spec_of(classes=10, shape=SHAPE):
         (spec_of(), {"tasks": 10, "scenario": "domain"}, r"2 or more classes.*use view\.tasks=2 or 5"),
         (spec_of(3), {"tasks": 2}, r"there are 3; use view\.tasks_by=permutation"),
         (spec_of(7), {"tasks": 3, "scenario": "domain"}, r"there are 7; use view\.tasks_by=permutation"),
+        (PADDED, {"tasks_by": "permutation"}, r"there, seen says which places .* use view\.tasks_by=classes"),
     ],
 )
 def test_what_cannot_be_a_stream_is_refused_in_one_line(spec, changes, said):

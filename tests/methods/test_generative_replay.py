@@ -2,6 +2,7 @@
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from continual_words import VIEWS, small
 from advml.errors import ConfigError
 from advml.nn.losses import cross_entropy
 from advml.nn.replayed import split_rows
+from advml.spec import Stream
 
 UNIT = ("dataset.normalise=unit", "method.likelihood=bernoulli")
 BOTH = ["generative_replay", "distilled_replay"]
@@ -219,6 +221,16 @@ def test_a_bernoulli_likelihood_needs_inputs_in_its_range(play, view):
         play(*small("generative_replay", view, "method.likelihood=bernoulli"))
     played = play(*small("generative_replay", view, *UNIT)).go()
     assert all(math.isfinite(value) for step in played.steps for value in step.values())
+
+
+def test_inputs_that_say_what_is_there_are_not_made_up(play):
+    played = play(*small("generative_replay", "class"))
+    spec = played.context.data.spec
+    played.context.data.spec = replace(
+        spec, inputs={**spec.inputs, "there": (8,)}, streams={"image": Stream("frames", "there")}
+    )
+    with pytest.raises(ConfigError, match=r"^method=generative_replay: .* there says which .* use another method"):
+        played.method.setup(played.context)
 
 
 def test_the_generators_own_learning_rate(play, same):

@@ -28,6 +28,7 @@ from advml.contracts import (
 from advml.data.stream import Stream, Task
 from advml.errors import ConfigError
 from advml.methods.continual.metrics import accuracy_matrix, summarise
+from advml.models.pertask import PerTask
 from advml.nn.evaluation import predict
 from advml.nn.losses import Loss, make_loss
 from advml.nn.metrics import accuracy, confusion_matrix, expected_calibration_error, macro_f1
@@ -64,6 +65,8 @@ class Continual(Method):
             raise ConfigError("method.iterations, method.epochs: give one of the two and set the other to null")
         self.loss = make_loss(self.config.loss, self.stream.spec.target, self.config.label_smoothing)
         self.network = context.build()
+        if isinstance(self.network, PerTask):
+            raise ConfigError("model.path: the network of that run has a way of its own for each task; use another run")
         self.optimiser = make_optimiser(self.network.parameters(), self.config)
         self.begun = 0  # tasks whose training has begun
 
@@ -213,9 +216,9 @@ class Continual(Method):
         before = rows.pop("start", None)
         if len(rows) < len(self.stream):
             return {}
-        # With an output of its own for each task, an unseen task's outputs are untrained: nothing can be transferred.
-        multi_head = self.stream.scenario == "task"
-        found = summarise(list(rows.values()), None if multi_head else before)
+        # Where tasks have outputs of their own, those of an unseen task are untrained: nothing can be transferred.
+        shared = self.stream.scenario == "domain"
+        found = summarise(list(rows.values()), before if shared else None)
         return {f"test_{name}": value for name, value in found.items()} | memory_held(records)[-1]
 
     def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:

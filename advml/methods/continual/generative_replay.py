@@ -76,12 +76,18 @@ class GenerativeReplay(Continual):
     """
 
     settings = Settings
+    several_networks = True  # examples go through the generator too
 
     def setup(self, context: Context) -> None:
         """A generator of all inputs, flattened and joined; nothing to replay yet."""
         super().setup(context)
         if self.stream.spec.tokens:
             raise ConfigError("method=generative_replay: draws inputs that are numbers, and here they are tokens")
+        if helpers := self.stream.spec.helpers:
+            raise ConfigError(
+                f"method=generative_replay: draws inputs that are numbers, and {', '.join(helpers)} says which of them "
+                "are there; use another method, such as replay"
+            )
         config, width = self.config, flat_size(self.stream.spec)
         if config.likelihood == "bernoulli":
             for task in self.stream:

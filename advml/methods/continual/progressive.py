@@ -30,6 +30,7 @@ class Progressive(Continual):
     """
 
     settings = Settings
+    several_networks = True  # columns, each of which costs more than the one before
 
     def setup(self, context: Context) -> None:
         """The first column."""
