@@ -56,6 +56,24 @@ class Reorder:
 
 
 @dataclass(frozen=True)
+class Pad:
+    """Images [B, C, H, W] with `border` rows and columns of zeros on each side."""
+
+    border: int
+
+    def __call__(self, values: Tensor) -> Tensor:
+        return F.pad(values, [self.border] * 4)
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Pad:
+        """The same border."""
+        return self
+
+    def state(self) -> dict[str, Any]:
+        """For `restore`."""
+        return {"kind": "pad", "border": self.border}
+
+
+@dataclass(frozen=True)
 class Rotate:
     """Images [B, C, H, W] turned counter-clockwise by `degrees` about their centre, bilinear, zero outside."""
 
@@ -113,6 +131,8 @@ def restore(state: Mapping[str, Any]) -> Prepare:
         return Project(state["weight"], state["offset"], tuple(state["shape"]))
     if state["kind"] == "affine":
         return Affine(state["factor"], state["offset"])
+    if state["kind"] == "pad":
+        return Pad(state["border"])
     if state["kind"] == "rotate":
         return Rotate(state["degrees"])
     return Reorder(state["order"])

@@ -2,7 +2,7 @@
 
 How tasks are made (`tasks_by`): `classes` gives each task its own classes (split MNIST), `groups` those of one group
 (a data set of a series), `permutation` its own fixed order of input elements (permuted MNIST; the first task keeps the
-natural one), `rotation` its own angle.
+natural one unless `permute_first`), `rotation` its own angle. `pad` puts images into a border of zeros first.
 
 What is told at test time (`scenario`): in `task` the task is known and only its own outputs compete; in `domain` it is
 not, but all tasks share the same outputs; in `class` it is not, and the outputs of all tasks seen so far compete.
@@ -20,10 +20,10 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from advml.config import Fraction, settings
+from advml.config import CountInt, Fraction, settings
 from advml.contracts import Classes, Prepare, Rng, Spec, Split
 from advml.data.blur import blurred
-from advml.data.prepare import Reorder, Rotate
+from advml.data.prepare import Pad, Reorder, Rotate
 from advml.data.source import Splits
 from advml.errors import ConfigError
 
@@ -40,7 +40,9 @@ class StreamSettings:
     tasks_by: Literal["classes", "groups", "permutation", "rotation"]
     scenario: Scenario
     shuffle_classes: bool
+    permute_first: bool
     angle: Annotated[float, Interval(gt=0, le=360)]
+    pad: CountInt
     blurry: Fraction
 
 
@@ -80,7 +82,8 @@ class Stream:
     @staticmethod
     def view_spec(spec: Spec, settings: StreamSettings) -> Spec:
         """The data set's inputs, and as many outputs as the scenario asks for."""
-        return Spec(spec.inputs, Classes(_outputs(spec, settings)), tokens=spec.tokens, streams=spec.streams)
+        outputs = Classes(_outputs(spec, settings))
+        return Spec(_padded(spec.inputs, settings.pad), outputs, tokens=spec.tokens, streams=spec.streams)
 
     @classmethod
     def of(cls, splits: Splits, settings: StreamSettings, rng: Rng) -> Stream:
@@ -90,6 +93,8 @@ class Stream:
             tasks = _by_classes(splits, settings, spec, rng)
         else:
             tasks = _transformed(splits, settings, spec, rng)
+        if settings.pad:
+            tasks = tuple(_with_border(task, settings.pad) for task in tasks)
         record = dict(splits.record) | ({"blurry": settings.blurry} if settings.blurry else {}) | {
             "scenario": settings.scenario,
             "tasks": [
@@ -128,8 +133,8 @@ class Stream:
 
         Whoever shows raw inputs to the trained network must then say which task they belong to.
         """
-        kinds = {tuple(type(step) for steps in task.train.prepare.values() for step in steps) for task in self.tasks}
-        if len(kinds) == 1 and self.scenario != "task":  # a permutation or a rotation is a step that the first has not
+        steps = [step for task in self.tasks for steps in task.train.prepare.values() for step in steps]
+        if self.scenario != "task" and not any(isinstance(step, Reorder | Rotate) for step in steps):
             return {}
         return {
             task.name: {
@@ -155,6 +160,14 @@ class Stream:
     def describe(self) -> Mapping[str, Any]:
         """Sizes, outputs and hashes."""
         return self.record
+
+
+def _padded(inputs: Mapping[str, tuple[int, ...]], border: int) -> dict[str, tuple[int, ...]]:
+    """The shapes with a border. Raises ConfigError where inputs are no images."""
+    if border and any(len(shape) != 3 for shape in inputs.values()):
+        raise ConfigError(f"view.pad={border}: needs a data set of images, such as dataset=digits; use view.pad=0")
+    return {name: (*shape[:1], *(side + 2 * border for side in shape[1:])) if border else shape
+            for name, shape in inputs.items()}  # fmt: skip
 
 
 def _outputs(spec: Spec, settings: StreamSettings) -> int:
@@ -275,8 +288,8 @@ def _transformed_task(splits: Splits, settings: StreamSettings, spec: Spec, rng:
     assert settings.tasks is not None
     classes, label = splits.spec.target.count, "natural"
     parts = [splits.train, splits.valid, splits.test]
-    if number and settings.tasks_by == "permutation":
-        label = f"order {number}"
+    if (number or settings.permute_first) and settings.tasks_by == "permutation":
+        label = f"order {number + settings.permute_first}"
         sizes = {name: torch.Size(shape).numel() for name, shape in spec.inputs.items()}
         orders = {
             name: torch.randperm(size, generator=rng("permutation", number, name)) for name, size in sizes.items()
@@ -293,6 +306,13 @@ def _transformed_task(splits: Splits, settings: StreamSettings, spec: Spec, rng:
     outputs = torch.zeros(spec.target.count, dtype=torch.bool)
     outputs[first : first + classes] = True
     return Task(f"task{number + 1}", label, parts[0], parts[1], parts[2], outputs)
+
+
+def _with_border(task: Task, border: int) -> Task:
+    """Before the normalisation, so that the border is black, not the mean, and before a rotation, which may use it."""
+    first = {name: Pad(border) for name in task.train.prepare}
+    train, valid, test = (_prepared(part, before=first) for part in (task.train, task.valid, task.test))
+    return replace(task, train=train, valid=valid, test=test)
 
 
 def _prepared(

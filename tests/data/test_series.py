@@ -259,7 +259,7 @@ def test_the_shipped_configurations_bind():
 
 def settings(**changes):
     values = {"tasks": None, "tasks_by": "groups", "scenario": "task", "shuffle_classes": False, "angle": 180.0}
-    return StreamSettings(**values | {"blurry": 0.0} | changes)
+    return StreamSettings(**values | {"blurry": 0.0, "permute_first": False, "pad": 0} | changes)
 
 
 def outputs(task):

@@ -35,7 +35,7 @@ def divided(classes=10, each=20, shape=SHAPE, seed=0):
 
 def settings(**changes):
     values = {"tasks": 5, "tasks_by": "classes", "scenario": "task", "shuffle_classes": False, "angle": 180.0,
-              "blurry": 0.0}
+              "permute_first": False, "pad": 0, "blurry": 0.0}
     return StreamSettings(**values | changes)
 
 
@@ -228,6 +228,41 @@ def test_rotated_tasks_are_turned_before_they_are_normalised():
     torch.testing.assert_close(corner, black.flatten().expand(len(corner)))
 
 
+# --- borders, and an order for the first task too ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tasks_by", ["classes", "permutation", "rotation"])
+def test_a_border_is_black_and_comes_before_all_else(tasks_by):
+    plain, bordered = (stream(tasks=2, tasks_by=tasks_by, scenario="domain", pad=pad) for pad in (0, 2))
+    assert bordered.spec.inputs == {"image": (1, 9, 10)}
+    first, wide = (ready(made[0].train) for made in (plain, bordered))
+    assert torch.equal(wide[..., 2:-2, 2:-2], first)
+    black = plain[0].train.prepare["image"][-1].to(CPU, torch.float64)(torch.zeros(1, 1, 1, 1))
+    edge = wide.clone()
+    edge[..., 2:-2, 2:-2] = black
+    torch.testing.assert_close(edge, black.expand_as(edge))
+    if tasks_by == "permutation":
+        ordered, unordered = (ready(bordered[place].train).flatten(1) for place in (1, 0))
+        assert torch.equal(ordered.sort(1).values, unordered.sort(1).values)
+        assert not torch.equal(ordered, unordered)
+    if tasks_by == "rotation":
+        turned = Rotate(90.0)(torch.nn.functional.pad(bordered[1].train.inputs["image"], [2] * 4).double())
+        normalise = plain[0].train.prepare["image"][-1].to(CPU, torch.float64)
+        torch.testing.assert_close(ready(bordered[1].train), normalise(turned))
+
+
+def test_the_first_task_may_have_an_order_too():
+    natural = stream(tasks=3, tasks_by="permutation", scenario="domain")
+    ordered = stream(tasks=3, tasks_by="permutation", scenario="domain", permute_first=True)
+    assert [task.label for task in natural] == ["natural", "order 1", "order 2"]
+    assert [task.label for task in ordered] == ["order 1", "order 2", "order 3"]
+    assert set(natural.each()) == set(ordered.each()) == {"task1", "task2", "task3"}
+    examples = [ready(task.train).flatten(1) for task in (natural[0], *ordered)]
+    assert all(torch.equal(one.sort(1).values, examples[0].sort(1).values) for one in examples)
+    assert not any(torch.equal(a, b) for n, a in enumerate(examples) for b in examples[:n])
+    assert torch.equal(examples[2], ready(natural[1].train).flatten(1))  # the others keep theirs
+
+
 # --- what a stream needs ------------------------------------------------------------------------------------------
 
 
@@ -250,6 +285,7 @@ PADDED = Spec({"frames": (5, 3), "there": (5,), "seen": ()}, Classes(10),
         (spec_of(), {"tasks": 10, "scenario": "domain"}, r"2 or more classes.*use view\.tasks=2 or 5"),
         (spec_of(3), {"tasks": 2}, r"there are 3; use view\.tasks_by=permutation"),
         (spec_of(7), {"tasks": 3, "scenario": "domain"}, r"there are 7; use view\.tasks_by=permutation"),
+        (spec_of(shape=(4,)), {"pad": 1}, r"view\.pad=1: needs a data set of images.* use view\.pad=0"),
         (PADDED, {"tasks_by": "permutation"}, r"there, seen says which places .* use view\.tasks_by=classes"),
     ],
 )
