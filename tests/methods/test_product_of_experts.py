@@ -108,6 +108,22 @@ class TestRefusals:
         assert line.startswith("model: cannot serve image alone (")
         assert line.endswith("); use model=late_fusion")
 
+    def test_a_pair_of_towers(self, play):
+        line = refused(play, "method=product_of_experts", "model=clip")
+        assert line.startswith("model: cannot serve image alone (needs 2 modalities")
+        assert line.endswith("); use model=late_fusion")
+
+    def test_a_modality_that_nothing_has(self, play):
+        line = refused(play, *PRODUCT, "view.drop={text: 0.99999}")
+        assert line == "view.drop.text: no training example has text; use a smaller share"
+
+    def test_a_class_that_nothing_has(self, play):
+        said = words("product_of_experts", "late_fusion", "method.prior_smoothing=0.0", data="shapes_captions_retrieve")
+        line = refused(play, *said)
+        assert line.startswith("method.prior_smoothing=0: train lacks class ")
+        assert line.endswith("; use a number above 0")
+        play(*PRODUCT, "method.prior_smoothing=0.0")  # both classes are there
+
     def test_a_model_without_its_keys(self, play):
         line = refused(play, "method=product_of_experts", "method.models={image: {name: linear, width: 3}}")
         assert line.startswith("method.models.image.width: unknown key")
