@@ -57,7 +57,7 @@ def test_modality_dropout_is_the_loop(play, model):
     rng, streams = played.context.rng, played.view.spec.streams
 
     def update(network, batch, number):
-        gone = draw_gone({"image": 0.3, "text": 0.6}, len(batch.target), rng("modality_dropout", number))
+        gone = draw_gone({"image": 0.3, "text": 0.6}, len(batch.target), rng("modality_dropout", number), {})
         F.cross_entropy(network(without(batch.inputs, streams, gone)), batch.target).backward()
 
     expected = by_hand(played, update)

@@ -32,7 +32,6 @@ from advml.errors import ConfigError
 from advml.methods.multimodal.common import (
     main_metric,
     measured,
-    on_device,
     robustness,
     shuffled,
 )
@@ -163,8 +162,9 @@ class Fusion(Method):
     def _thinned(self, batch: Batch, update: int) -> Mapping[str, Tensor]:
         if not any(self.rates.values()):
             return batch.inputs
-        gone = draw_gone(self.rates, len(batch.target), self.context.rng("modality_dropout", update))
-        return without(batch.inputs, self.data.spec.streams, on_device(gone, batch.target))
+        streams, rng = self.data.spec.streams, self.context.rng("modality_dropout", update)
+        present = {name: batch.inputs[one.present] for name, one in streams.items() if one.present is not None}
+        return without(batch.inputs, streams, draw_gone(self.rates, len(batch.target), rng, present))
 
     def _joint_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """loss(fused) + λ Σ_m loss(head of m); notes how sure each head is of the truth."""
