@@ -245,4 +245,4 @@ def _modal(part: Split, spec: Spec) -> ModalSplit:
     everywhere = torch.ones(len(part), dtype=torch.bool)
     inputs = {name: part.inputs.get(name, everywhere) for name in spec.inputs}
     prepare = {name: part.prepare.get(name, ()) for name in spec.inputs}
-    return ModalSplit(inputs, part.target, part.group, prepare, spec.streams)
+    return ModalSplit(inputs, part.target, part.group, prepare, part.meaning, spec.streams)

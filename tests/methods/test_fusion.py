@@ -152,7 +152,7 @@ def test_a_gallery_is_scored_pair_by_pair(play):
             with torch.no_grad():
                 logits = network(mixed)[0]
             assert float(scores[i, j]) == pytest.approx(float(logits[1] - logits[0]), abs=1e-5)
-            assert bool(positives[i, j]) == bool(part.group[i] == part.group[j])
+            assert bool(positives[i, j]) == bool(part.meaning[i] == part.meaning[j])
     assert "recall_at_1/image_to_text" in played.evaluate("valid")
     assert "query: meaning" in played.method.artifacts([])["retrieval"].text
 
