@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from multimodal_words import HEADS, other_contents, refused, words
 
+from advml.compose import compose
 from advml.nn.evaluation import measure, predict
 from advml.nn.multimodal.modulation import coefficients, confidence
 from advml.nn.multimodal.presence import draw_gone, without
+from advml.runner.baselines import plan
 
 SGD = ("precision=float64", "method.optimiser=sgd", "method.lr=0.1", "method.epochs=1")
 MODELS = ("early_fusion", "late_fusion", "cross_attention", "bottleneck", "vision_language", "clip")
@@ -164,6 +166,13 @@ def test_matching_is_learnt(play):
     found = played.evaluate()
     assert found["accuracy"] > 0.7
     assert abs(found["accuracy/without_text"] - 0.5) < 0.1
+
+
+def test_its_baselines_serve_data_that_lack_something():
+    data = ("view.drop={text: 0.3}", "view.noise={image: 0.5}")
+    planned = plan(compose(["method=fusion", *data])[0])
+    assert set(planned) == {"first_alone", "second_alone", "product_of_experts"}
+    assert all(tree["view"]["drop"] == {"text": 0.3} for tree in planned.values())
 
 
 def test_single_modalities_and_other_networks(play):

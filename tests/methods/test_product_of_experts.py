@@ -17,10 +17,11 @@ def weights_of(played, name):
 
 
 @pytest.mark.parametrize("name", ["image", "text"])
-def test_an_expert_is_the_unimodal_run(play, same, name):
+@pytest.mark.parametrize("data", [(), ("view.drop={image: 0.3, text: 0.2}", "view.noise={image: 0.5, text: 0.1}")])
+def test_an_expert_is_the_unimodal_run(play, same, name, data):
     """Bit for bit what plain supervised learning trains on that modality alone."""
-    product = play(*PRODUCT).go()
-    alone = play(*words("supervised", "late_fusion", "view=modalities", f"view.use=[{name}]")).go()
+    product = play(*PRODUCT, *data).go()
+    alone = play(*words("supervised", "late_fusion", "view=modalities", f"view.use=[{name}]", *data)).go()
     assert same(weights_of(product, name), alone.weights())
     assert [step[f"loss/{name}"] for step in product.steps] == [step["loss"] for step in alone.steps]
     assert product.evaluate()[f"accuracy/{name}_alone"] == alone.evaluate()["accuracy"]
