@@ -111,13 +111,15 @@ class Split:
     """Examples that live on one device as whole tensors; a batch is an index into them.
 
     `inputs` hold what is stored (uint8 where the source is); `prepare` runs on each batch. `group` names the author,
-    role or speaker of each example, where there is one.
+    role or speaker of each example, where there is one; `meaning` what its modalities are about, where they may match
+    and the target does not tell: those of two examples with equal meanings belong together too.
     """
 
     inputs: Mapping[str, Tensor]
     target: Tensor
     group: Tensor | None = None
     prepare: Mapping[str, tuple[Prepare, ...]] = field(default_factory=dict)
+    meaning: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.target)
@@ -144,17 +146,17 @@ class Split:
     def take(self, index: Tensor) -> Self:
         """A new split of the examples at `index`, in that order."""
         index = index.to(self.device)
-        group = None if self.group is None else self.group[index]
+        group, meaning = (None if values is None else values[index] for values in (self.group, self.meaning))
         inputs = {name: values[index] for name, values in self.inputs.items()}
-        return replace(self, inputs=inputs, target=self.target[index], group=group)
+        return replace(self, inputs=inputs, target=self.target[index], group=group, meaning=meaning)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Self:
         """Move to a device; floating targets and the constants of `prepare` take `dtype`, stored inputs keep theirs."""
         target = self.target.to(device, dtype if self.target.is_floating_point() else None)
-        group = None if self.group is None else self.group.to(device)
+        group, meaning = (None if values is None else values.to(device) for values in (self.group, self.meaning))
         inputs = {name: values.to(device) for name, values in self.inputs.items()}
         prepare = {name: tuple(step.to(device, dtype) for step in steps) for name, steps in self.prepare.items()}
-        return replace(self, inputs=inputs, target=target, group=group, prepare=prepare)
+        return replace(self, inputs=inputs, target=target, group=group, prepare=prepare, meaning=meaning)
 
 
 def _rows(values: Tensor, index: Tensor | slice) -> Tensor:

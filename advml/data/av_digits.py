@@ -7,6 +7,7 @@ the sources are public, and the pairs have a hash.
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -133,7 +134,8 @@ def speakers_of(config: AvDigitsSettings, rng: Rng) -> dict[str, tuple[str, ...]
 
 
 class AvDigits:
-    """A noisy picture of a digit and a noisy recording of one, in log-mel frames; the group is the speaker.
+    """A noisy picture of a digit and a noisy recording of one, in log-mel frames; the group is the speaker, the
+    meaning the digit shown.
 
     Task `digit` (redundant): both are of the digit that is asked for; given the digit they are independent, so that
     the product of two experts is the best there can be. Task `same` (synergy): are they of the same digit? Half are.
@@ -167,7 +169,8 @@ class AvDigits:
             pairs = self._pairs(part, count, shown.target if part == "test" else free, read.digit, heard[part], rng)
             if part != "test":
                 free[pairs.image] = -1  # a picture is used once
-            made[part] = self._examples(part, pairs, shown.inputs["image"], read, rng)
+            examples = self._examples(part, pairs, shown.inputs["image"], read, rng)
+            made[part] = replace(examples, meaning=shown.target[pairs.image])
             who = read.speaker[pairs.recording].bincount(minlength=len(SPEAKERS)).tolist()
             record[part] = {
                 "pairs": count, "sha256": pairs.digest(), "recordings": len(pairs.recording.unique()),

@@ -241,7 +241,8 @@ def _seen(part: Split, owner: Tensor, clients: int, settings: ClientsSettings, r
     """The split as the owners of its examples see it; those of nobody are as they are. The same split without shift.
 
     `noise`: x̂ = x + σ_k ε with ε ~ N(0, 1) for every prepared number, σ_k = noise · k / (K − 1) for client k; after
-    Li et al. 2022, whose noise is drawn anew each time. `rotation`: turned by angle · k / K degrees before preparation.
+    Li et al. 2022, whose noise is drawn anew each time. Masks stay. `rotation`: turned by angle · k / K degrees before
+    preparation.
     """
     if settings.shift == "none" or not len(part):
         return part
@@ -250,7 +251,10 @@ def _seen(part: Split, owner: Tensor, clients: int, settings: ClientsSettings, r
         return replace(part, inputs=turned)
     deviation = settings.noise * owner.clamp(min=0) / max(1, clients - 1)
     inputs, prepare = {}, {}
-    for key in part.inputs:
+    for key, stored in part.inputs.items():
+        if stored.dtype == torch.bool:  # says what of another input is there
+            inputs[key] = stored
+            continue
         generator = rng("clients", "noise", name, key)
         chunks = []
         for at in range(0, len(part), AT_ONCE):

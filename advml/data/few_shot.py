@@ -127,7 +127,7 @@ class FewShot:
         """All examples of all training classes, each turn a class of its own where turns are classes."""
         example, turn, label = self.pools["train"].whole()
         stored = self._stored(example, turn)
-        return replace(self.examples, inputs=stored, target=label.to(self.examples.device), group=None)
+        return replace(self.examples, inputs=stored, target=label.to(self.examples.device), group=None, meaning=None)
 
     def _stored(self, example: Tensor, turn: Tensor) -> dict[str, Tensor]:
         """The stored values of examples [N], turned counter-clockwise by `turn` [N] quarters; both are on the CPU.

@@ -208,7 +208,7 @@ class ImageText:
         said = vocabulary((rows[place].text for place in parts["train"].tolist()), config.words)
         text = encode([row.text for row in rows], said, config.length)
         whole = Split(
-            {"image": decoded.images[picture], "text": text, "text_mask": text != 0}, target, picture
+            {"image": decoded.images[picture], "text": text, "text_mask": text != 0}, target, picture, meaning=picture
         )
         made = {part: whole.take(index) for part, index in parts.items()}
         prompts = {}

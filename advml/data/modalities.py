@@ -110,6 +110,18 @@ def without(part: ModalSplit, name: str, lacks: Tensor) -> ModalSplit:
     return replace(part, inputs=inputs)
 
 
+def _with_any(part: ModalSplit, lacks: Mapping[str, Tensor]) -> ModalSplit:
+    """The examples that have one of the split's modalities or more. Raises ConfigError where there is none."""
+    if not part.streams or not all(name in lacks for name in part.streams):
+        return part
+    empty = torch.stack([lacks[name] for name in part.streams]).all(0)
+    if not bool(empty.any()):
+        return part
+    if bool(empty.all()):
+        raise ConfigError(f"view.drop: no training example has {' or '.join(part.streams)}; use a smaller share")
+    return part.take((~empty).nonzero().flatten())
+
+
 def noisy(part: ModalSplit, name: str, amount: float, count: int | None, generator: torch.Generator) -> ModalSplit:
     """The same with noise on a modality, drawn on the CPU.
 
@@ -164,32 +176,42 @@ class Modalities:
     @staticmethod
     def view_spec(spec: Spec, settings: ModalitiesSettings) -> Spec:
         """The chosen modalities."""
-        seen = seen_spec(spec, settings.use)
+        seen, streams = seen_spec(spec, settings.use), streams_of(spec)
         for key, names in (("drop", settings.drop), ("noise", settings.noise)):
-            _known(key, names, seen.streams)
-        if settings.drop and len(seen.streams) < 2:
+            _known(key, names, streams)
+        if settings.drop and len(streams) < 2:
             raise ConfigError("view.drop: with one modality none can be missing; use {}")
-        for name in set(settings.noise) & set(seen.tokens):
+        for name in set(settings.noise) & set(spec.tokens):
             if settings.noise[name] > 1:
                 raise ConfigError(f"view.noise.{name}: of tokens it is the share that is replaced; use at most 1")
         return seen
 
     @classmethod
     def of(cls, splits: Splits, settings: ModalitiesSettings, rng: Rng) -> Modalities:
-        """The view of divided examples."""
+        """The view of divided examples.
+
+        What is missing and noisy does not depend on `use`: training examples that lack all of the chosen modalities are
+        left out, so that one modality alone is trained on what of it the others have beside theirs.
+        """
         spec = cls.view_spec(splits.spec, settings)
         parts = {name: _modal(getattr(splits, name), spec) for name in ("train", "valid", "test")}
-        lacks = lacking(len(parts["train"]), settings.drop, spec.streams, rng)
+        count = len(parts["train"])
+        lacks = lacking(count, settings.drop, streams_of(splits.spec), rng)
         for name, amount in settings.noise.items():
-            draw = rng("view", "noise", name)
-            parts["train"] = noisy(parts["train"], name, amount, spec.tokens.get(name), draw)
+            if name in spec.streams:
+                draw = rng("view", "noise", name)
+                parts["train"] = noisy(parts["train"], name, amount, spec.tokens.get(name), draw)
         for name, which in lacks.items():
-            parts["train"] = without(parts["train"], name, which)
+            if name in spec.streams:
+                parts["train"] = without(parts["train"], name, which)
+        parts["train"] = _with_any(parts["train"], lacks)
         seen: dict[str, Any] = {"streams": list(spec.streams), "noise": dict(settings.noise)}
         seen["lacking"] = {
             name: {"examples": int(which.sum()), "sha256": hashlib.sha256(which.numpy().tobytes()).hexdigest()}
             for name, which in lacks.items()
         }
+        if left_out := count - len(parts["train"]):
+            seen["left_out"] = left_out
         described = {name: values for name, values in splits.prompts.items() if name in spec.inputs}
         for name in set(spec.streams) & set(described):
             if (present := spec.streams[name].present) is not None:
@@ -245,4 +267,4 @@ def _modal(part: Split, spec: Spec) -> ModalSplit:
     everywhere = torch.ones(len(part), dtype=torch.bool)
     inputs = {name: part.inputs.get(name, everywhere) for name in spec.inputs}
     prepare = {name: part.prepare.get(name, ()) for name in spec.inputs}
-    return ModalSplit(inputs, part.target, part.group, prepare, spec.streams)
+    return ModalSplit(inputs, part.target, part.group, prepare, part.meaning, spec.streams)

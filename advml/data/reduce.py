@@ -17,6 +17,8 @@ from advml.contracts import Classes, Prepare, Spec, Split
 from advml.data.prepare import AT_ONCE, Project, fit
 from advml.errors import ConfigError
 
+NOTHING = 1e-10  # a direction with less than this share of the greatest variance is rounding noise
+
 
 def reduced_spec(spec: Spec, config: Any) -> Spec:
     """The spec of a data set with the classes and components that are asked for. Raises ConfigError where it has none.
@@ -72,7 +74,8 @@ def preparation(values: Tensor, config: Any, scale: float | None) -> tuple[Prepa
 def principal_components(values: Tensor, count: int, scale: float | None) -> Project:
     """The projection of standardised examples on the `count` eigenvectors of their covariance of largest eigenvalue.
 
-    Each eigenvector has the sign that makes its largest entry positive, so that it is unique. In float64.
+    Each eigenvector has the sign that makes its largest entry positive, so that it is unique. In float64. Raises
+    ConfigError where the examples span fewer directions: normalised, the others would be magnified rounding noise.
     """
     standard = fit(values, "standard", scale)
     size = values[0].numel()
@@ -83,7 +86,11 @@ def principal_components(values: Tensor, count: int, scale: float | None) -> Pro
         products.addmm_(rows.T, rows)
     mean = total / len(values)  # not zero where an image's pixels share the mean of their channel
     covariance = products / len(values) - mean.outer(mean)
-    directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :count]
+    variances, vectors = torch.linalg.eigh(covariance)
+    if count > (spanned := int((variances > NOTHING * variances[-1].clamp(min=0)).sum())):
+        cure = f"use dataset.pca={spanned} or less" if spanned else "use null"
+        raise ConfigError(f"dataset.pca={count}: the training examples span only {spanned} directions; {cure}")
+    directions = vectors.flip(1)[:, :count]
     largest = directions.gather(0, directions.abs().argmax(0, keepdim=True))
     directions = directions * torch.where(largest < 0, -1.0, 1.0)
     factor = standard.factor.expand(1, *values.shape[1:]).flatten().unsqueeze(1)

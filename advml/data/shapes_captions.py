@@ -216,4 +216,4 @@ class ShapesCaptions:
         pairs = torch.stack([shown, said, target], 1)
         digest = hashlib.sha256(pairs.numpy().tobytes()).hexdigest()
         inputs = {"image": images, "text": text, "text_mask": text != 0}
-        return Split(inputs, target, shown), {"count": count, "sha256": digest}
+        return Split(inputs, target, shown, meaning=shown), {"count": count, "sha256": digest}

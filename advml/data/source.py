@@ -173,7 +173,7 @@ def split(loaded: Loaded, spec: Spec, config: SplitSettings, rng: Rng) -> Splits
 def prepared_by(part: Split, prepare: Mapping[str, tuple[Prepare, ...]], spec: Spec) -> Split:
     """The same examples with a preparation; where something may be padding, that stays zero."""
     if any(stream.mask is not None for stream in spec.streams.values()):
-        return ModalSplit(part.inputs, part.target, part.group, prepare, spec.streams)
+        return ModalSplit(part.inputs, part.target, part.group, prepare, part.meaning, spec.streams)
     return replace(part, prepare=prepare)
 
 

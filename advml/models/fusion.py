@@ -56,6 +56,8 @@ class FusionNetwork(Network):
 
     def __init__(self, spec: Spec, settings: TowerSettings, depth: int | None = None) -> None:
         """`depth`: of the encoders, where the settings' is another part's."""
+        if reason := self.check_streams(spec):
+            raise ValueError(f"needs {reason}")
         super().__init__()
         self.kinds = streams_of(spec)
         self.streams = tuple(self.kinds)

@@ -20,6 +20,7 @@ from advml.data.idx import NAMES, Mnist
 from advml.data.mel import mel_filters
 from advml.data.source import Source, split
 from advml.errors import AdvmlError, ConfigError
+from advml.nn.multimodal.losses import recall_at, same_meaning
 from advml.runner.randomness import KeyedRng
 
 TAKES, TEST_TAKES = 4, 1
@@ -212,6 +213,12 @@ def test_pairs_are_what_they_say(data_dir, split_values, task, how):
         assert torch.equal(part.target, expected)
         if task == "digit":
             assert torch.equal(shown, said)
+        assert torch.equal(part.meaning, shown)
+        if task == "same":  # who judges sameness perfectly finds every partner
+            match = part.take(part.target.nonzero().flatten())
+            picture, sound = digits_of(match)
+            positives = same_meaning(match.meaning, match.meaning)
+            assert recall_at(same_meaning(picture, sound), positives, (1,))[1] == 1
         record = splits.record["pairing"][name]
         heard = {SPEAKERS[number] for number in part.group.unique().tolist()}
         assert heard <= set(record["speakers"])

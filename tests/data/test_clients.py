@@ -9,7 +9,7 @@ import torch
 
 from advml.compose import compose
 from advml.config import bind
-from advml.contracts import Classes, Nothing, Real, Spec, Split
+from advml.contracts import Classes, Nothing, Real, Spec, Split, Stream
 from advml.data.clients import Clients, ClientsSettings
 from advml.data.prepare import Rotate
 from advml.data.source import Loaded, SplitSettings, split
@@ -243,6 +243,21 @@ def test_noise_grows_with_the_number_of_the_client():
     first, second = (prepared(view.examples(5, "train")) - prepared(plain.examples(5, "train"))
                      for view in (noisy, again))  # fmt: skip
     assert torch.allclose(2 * first, second, atol=1e-5)
+
+
+def test_noise_leaves_masks_and_padding_alone():
+    there = torch.arange(8) < torch.randint(1, 9, (60, 1), generator=torch.Generator().manual_seed(1))
+    sound = torch.randn(60, 8, 3, generator=torch.Generator().manual_seed(2))
+    spec = Spec({"sound": (8, 3), "mask": (8,)}, Classes(2), streams={"sound": Stream("frames", "mask")})
+    chosen = SplitSettings(
+        valid=0.2, test=0.2, limit=None, split_seed=None, normalise="standard", pca=None, keep_classes=None
+    )
+    examples = Split({"sound": sound, "mask": there}, torch.arange(60) % 2)
+    splits = split(Loaded(examples), spec, chosen, KeyedRng(0))
+    plain, noisy = (clients(splits, shift=shift).train.batch(slice(None)).inputs for shift in ("none", "noise"))
+    assert torch.equal(noisy["mask"], plain["mask"])
+    assert not noisy["sound"][~plain["mask"]].any()
+    assert not torch.allclose(noisy["sound"], plain["sound"].float(), atol=0.05)
 
 
 def test_each_client_turns_its_images():

@@ -210,8 +210,8 @@ def test_float64_and_indexing():
         ({"use": ()}, "view.use=[]: name each modality once"),
         ({"use": ("image", "image")}, "name each modality once"),
         ({"drop": {"sound": 0.1}}, "view.drop: the data set has no modality sound"),
-        ({"use": ("image",), "drop": {"audio": 0.1}}, "view.drop: the data set has no modality audio to be seen"),
-        ({"use": ("image",), "drop": {"image": 0.1}}, "view.drop: with one modality none can be missing"),
+        ({"use": ("image",), "drop": {"image": 0.99}}, "view.drop: no training example has image; use a smaller share"),
+        ({"use": ("image",), "noise": {"sound": 0.1}}, "view.noise: the data set has no modality sound to be seen"),
         ({"noise": {"audio_mask": 0.1}}, "view.noise: the data set has no modality audio_mask"),
         ({"noise": {"text": 1.5}}, "view.noise.text: of tokens it is the share that is replaced; use at most 1"),
     ],
@@ -221,6 +221,29 @@ def test_mistakes_are_one_line(changes, words):
         view_of(**changes)
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_of_one_modality_none_can_be_missing():
+    spec = Spec({"image": (1, 4, 4)}, Classes(2))
+    chosen = ModalitiesSettings(use=None, drop={"image": 0.1}, noise={}, noisy=1.0, noisy_tokens=0.5)
+    with pytest.raises(ConfigError, match=r"view\.drop: with one modality none can be missing; use \{\}"):
+        Modalities.view_spec(spec, chosen)
+
+
+def test_one_modality_alone_is_what_of_it_all_together_have():
+    chosen = {"drop": {"image": 0.4, "audio": 0.3}, "noise": {"image": 0.5, "text": 0.3}}
+    together = view_of(**chosen).train
+    for name in ("image", "audio", "text"):
+        alone = view_of(use=(name,), **chosen)
+        kept = together.take(together.inputs[f"{name}_present"].nonzero().flatten())
+        assert torch.equal(alone.train.target, kept.target)
+        for key, values in everything(alone.train).items():
+            assert torch.equal(values, everything(kept)[key])
+        left_out = len(together) - len(kept)
+        assert (left_out > 0) == (name != "text")
+        assert alone.describe()["modalities"].get("left_out", 0) == left_out
+    both = view_of(use=("image", "audio"), **chosen).train
+    assert (both.inputs["image_present"] | both.inputs["audio_present"]).all()
 
 
 def test_noise_needs_a_plain_normalisation():

@@ -1,6 +1,7 @@
 """Principal components, chosen classes and angles, against scikit-learn and by hand."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -103,6 +104,17 @@ class TestComponents:
         view, _ = view_of(*words, "dataset.pca=3", "dataset.normalise=angles")
         assert view.fixed("valid", 0, 2).support.inputs["image"].shape[2:] == (3,)
         assert view.spec.inputs == {"image": (3,)}
+
+    def test_of_few_examples_there_are_fewer_directions_than_numbers(self):
+        few, chosen = rows(5), settings(pca=4, normalise="unit")
+        (step,) = preparation(few, chosen, None)  # five points span four directions
+        assert step(few).abs().max() < 2
+        with pytest.raises(ConfigError) as caught:
+            preparation(few, replace(chosen, pca=5), None)
+        (line,) = caught.value.mistakes
+        assert line == "dataset.pca=5: the training examples span only 4 directions; use dataset.pca=4 or less"
+        with pytest.raises(ConfigError, match=r"dataset\.pca=1: .* span only 0 directions; use null"):
+            preparation(torch.ones(5, 3), replace(chosen, pca=1), None)
 
     def test_what_cannot_be_reduced_is_refused(self):
         with pytest.raises(ConfigError, match=r"dataset\.pca=9: an example has 4 numbers; use at most 4"):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from multimodal_words import refused, words
 
+from advml.contracts import Batch
 from advml.nn.multimodal.losses import info_nce, sigmoid_loss
 
 PAIRS = words("contrastive", "clip", data="shapes_captions_retrieve")
@@ -52,6 +53,24 @@ def test_it_is_the_loop(play, contrast):
     if contrast == "sigmoid":
         torch.testing.assert_close(played.method.pairs.bias, bias)
         assert float(bias.detach()) != -3.0
+
+
+@pytest.mark.parametrize("contrast", ["info_nce", "sigmoid"])
+def test_under_bfloat16_the_loss_keeps_its_digits(play, contrast):
+    """Outputs are rounded, once; their products are not."""
+    method = play(*PAIRS, "precision=bf16", f"method.contrast={contrast}").method
+    generator = torch.Generator().manual_seed(0)
+    outputs = torch.randn(16, 24, generator=generator).bfloat16()
+    batch = Batch({}, torch.arange(16))
+    one, other = outputs.double().chunk(2, 1)
+    scale, positives = method.scale.detach().double(), torch.eye(16, dtype=torch.bool)
+    if contrast == "info_nce":
+        expected = info_nce(one, other, scale, positives)
+    else:
+        expected = sigmoid_loss(one, other, scale, torch.tensor(method.config.bias).double(), positives)
+    with method.context.autocast():
+        found = method._loss(outputs, batch).detach().double()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
 
 
 def test_what_has_no_part_in_it_stays(play):
@@ -144,3 +163,11 @@ class TestRefusals:
     def test_a_model_without_embeddings(self, play):
         line = refused(play, "method=contrastive", "model=early_fusion")
         assert line == "model: embeds no modality by itself; use model=clip"
+
+    def test_heads_that_nothing_trains(self, play):
+        line = refused(play, *PAIRS, "model.unimodal_heads=true")
+        assert line == "model.unimodal_heads: nothing trains them; use false"
+
+    def test_no_pair_left(self, play):
+        line = refused(play, *PAIRS, "view.drop={image: 0.5, text: 0.5}")
+        assert line == "view.drop: no training example has both modalities; use smaller shares"

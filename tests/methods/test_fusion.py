@@ -7,9 +7,11 @@ import torch
 import torch.nn.functional as F
 from multimodal_words import HEADS, other_contents, refused, words
 
+from advml.compose import compose
 from advml.nn.evaluation import measure, predict
 from advml.nn.multimodal.modulation import coefficients, confidence
 from advml.nn.multimodal.presence import draw_gone, without
+from advml.runner.baselines import plan
 
 SGD = ("precision=float64", "method.optimiser=sgd", "method.lr=0.1", "method.epochs=1")
 MODELS = ("early_fusion", "late_fusion", "cross_attention", "bottleneck", "vision_language", "clip")
@@ -57,7 +59,7 @@ def test_modality_dropout_is_the_loop(play, model):
     rng, streams = played.context.rng, played.view.spec.streams
 
     def update(network, batch, number):
-        gone = draw_gone({"image": 0.3, "text": 0.6}, len(batch.target), rng("modality_dropout", number))
+        gone = draw_gone({"image": 0.3, "text": 0.6}, len(batch.target), rng("modality_dropout", number), {})
         F.cross_entropy(network(without(batch.inputs, streams, gone)), batch.target).backward()
 
     expected = by_hand(played, update)
@@ -152,7 +154,7 @@ def test_a_gallery_is_scored_pair_by_pair(play):
             with torch.no_grad():
                 logits = network(mixed)[0]
             assert float(scores[i, j]) == pytest.approx(float(logits[1] - logits[0]), abs=1e-5)
-            assert bool(positives[i, j]) == bool(part.group[i] == part.group[j])
+            assert bool(positives[i, j]) == bool(part.meaning[i] == part.meaning[j])
     assert "recall_at_1/image_to_text" in played.evaluate("valid")
     assert "query: meaning" in played.method.artifacts([])["retrieval"].text
 
@@ -164,6 +166,13 @@ def test_matching_is_learnt(play):
     found = played.evaluate()
     assert found["accuracy"] > 0.7
     assert abs(found["accuracy/without_text"] - 0.5) < 0.1
+
+
+def test_its_baselines_serve_data_that_lack_something():
+    data = ("view.drop={text: 0.3}", "view.noise={image: 0.5}")
+    planned = plan(compose(["method=fusion", *data])[0])
+    assert set(planned) == {"first_alone", "second_alone", "product_of_experts"}
+    assert all(tree["view"]["drop"] == {"text": 0.3} for tree in planned.values())
 
 
 def test_single_modalities_and_other_networks(play):

@@ -17,10 +17,11 @@ def weights_of(played, name):
 
 
 @pytest.mark.parametrize("name", ["image", "text"])
-def test_an_expert_is_the_unimodal_run(play, same, name):
+@pytest.mark.parametrize("data", [(), ("view.drop={image: 0.3, text: 0.2}", "view.noise={image: 0.5, text: 0.1}")])
+def test_an_expert_is_the_unimodal_run(play, same, name, data):
     """Bit for bit what plain supervised learning trains on that modality alone."""
-    product = play(*PRODUCT).go()
-    alone = play(*words("supervised", "late_fusion", "view=modalities", f"view.use=[{name}]")).go()
+    product = play(*PRODUCT, *data).go()
+    alone = play(*words("supervised", "late_fusion", "view=modalities", f"view.use=[{name}]", *data)).go()
     assert same(weights_of(product, name), alone.weights())
     assert [step[f"loss/{name}"] for step in product.steps] == [step["loss"] for step in alone.steps]
     assert product.evaluate()[f"accuracy/{name}_alone"] == alone.evaluate()["accuracy"]
@@ -107,6 +108,22 @@ class TestRefusals:
         line = refused(play, "method=product_of_experts", "model=cross_attention")
         assert line.startswith("model: cannot serve image alone (")
         assert line.endswith("); use model=late_fusion")
+
+    def test_a_pair_of_towers(self, play):
+        line = refused(play, "method=product_of_experts", "model=clip")
+        assert line.startswith("model: cannot serve image alone (needs 2 modalities")
+        assert line.endswith("); use model=late_fusion")
+
+    def test_a_modality_that_nothing_has(self, play):
+        line = refused(play, *PRODUCT, "view.drop={text: 0.99999}")
+        assert line == "view.drop.text: no training example has text; use a smaller share"
+
+    def test_a_class_that_nothing_has(self, play):
+        said = words("product_of_experts", "late_fusion", "method.prior_smoothing=0.0", data="shapes_captions_retrieve")
+        line = refused(play, *said)
+        assert line.startswith("method.prior_smoothing=0: train lacks class ")
+        assert line.endswith("; use a number above 0")
+        play(*PRODUCT, "method.prior_smoothing=0.0")  # both classes are there
 
     def test_a_model_without_its_keys(self, play):
         line = refused(play, "method=product_of_experts", "method.models={image: {name: linear, width: 3}}")

@@ -95,6 +95,13 @@ class TestRetrieval:
     def test_one_score_for_all_finds_nothing(self):
         assert float(recall_at(torch.zeros(5, 5), torch.eye(5, dtype=torch.bool), (1,))[1]) == 0
 
+    @pytest.mark.parametrize("places", [(slice(None), slice(None)), (2, 3)])
+    def test_of_scores_that_are_no_numbers_it_is_undefined(self, places):
+        scores, positives = torch.rand(5, 5), torch.eye(5, dtype=torch.bool)
+        scores[places] = torch.nan
+        assert all(value.isnan() for value in recall_at(scores, positives, (1, 5)).values())
+        assert median_rank(scores, positives).isnan()
+
     def test_without_positives_it_is_undefined(self):
         assert recall_at(torch.rand(3, 3), torch.zeros(3, 3, dtype=torch.bool), (1,))[1].isnan()
 

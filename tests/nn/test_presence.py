@@ -35,8 +35,8 @@ def test_what_is_never_missing_cannot_be_taken():
         without(inputs(), {"image": Stream("image")}, {"image": torch.ones(4).bool()})
 
 
-def drawn(rates, count=20000):
-    return draw_gone(rates, count, torch.Generator().manual_seed(3))
+def drawn(rates, count=20000, present=None):
+    return draw_gone(rates, count, torch.Generator().manual_seed(3), present or {})
 
 
 def test_shares_and_somebody_always_stays():
@@ -58,3 +58,30 @@ def test_always_and_never():
     assert counts.max() == 2
     spared = [float((~three[name] & (counts == 2)).double().mean()) for name in three]
     assert max(spared) - min(spared) < 0.02
+
+
+def lacking(share, seed):
+    return torch.rand(20000, generator=torch.Generator().manual_seed(seed)) >= share
+
+
+@pytest.mark.parametrize("rates", [{"image": 0.5, "text": 0.5}, {"image": 0.5, "text": 0.0}])
+def test_the_only_one_that_the_data_have_stays(rates):
+    """And what has both loses what it loses where nothing is missing, bit for bit."""
+    image = lacking(0.3, 1)
+    text = lacking(0.3, 2) | ~image
+    gone = drawn(rates, present={"image": image, "text": text})
+    left = (image & ~gone["image"]) | (text & ~gone.get("text", torch.tensor(False)))
+    assert left.all()
+    both, whole = image & text, drawn(rates)
+    assert (~both).sum() > 5000
+    assert all(torch.equal(gone[name][both], whole[name][both]) for name in gone)
+
+
+def test_what_is_always_taken_away_is_not_spared():
+    image = lacking(0.3, 1)
+    gone = drawn({"image": 1.0, "text": 0.4}, present={"image": image, "text": torch.ones(20000).bool()})
+    assert gone["image"].all()
+    assert not gone["text"].any()
+    gone = drawn({"image": 1.0, "text": 0.4}, present={"image": torch.ones(20000).bool(), "text": image})
+    assert gone["image"].all()
+    assert not gone["text"][image].any()

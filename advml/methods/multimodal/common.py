@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
-
-from torch import Tensor
 
 from advml.artifacts import Artifact
 from advml.contracts import Batch, Classes, Context, Network, Real, Record, Split, SplitName
@@ -54,8 +52,3 @@ def robustness(context: Context, records: Sequence[Record]) -> dict[str, Artifac
     if isinstance(target, Classes):
         chance = 1 / target.count
     return {"robustness": bars(heights, f"test {main}", "What is missing or noisy", chance)}
-
-
-def on_device(values: Mapping[str, Tensor], like: Tensor) -> dict[str, Tensor]:
-    """Tensors that were drawn on the CPU, where the batch is."""
-    return {name: value.to(like.device, non_blocking=True) for name, value in values.items()}

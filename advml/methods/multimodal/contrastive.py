@@ -92,6 +92,8 @@ class Contrastive(Method):
         self.network = context.build()
         if not hasattr(self.network, "embed"):
             raise ConfigError("model: embeds no modality by itself; use model=clip")
+        if len(getattr(self.network, "heads", ())):
+            raise ConfigError("model.unimodal_heads: nothing trains them; use false")
         self.scale = self.network.get_parameter("log_scale")
         if self.config.scale is not None:
             with torch.no_grad():
@@ -107,6 +109,8 @@ class Contrastive(Method):
         self.optimiser = make_optimiser(others, self.config)
         self.of_loss = make_optimiser(own, replace(self.config, weight_decay=0.0))
         self.training = complete(self.data.train, self.data.spec)
+        if not len(self.training):
+            raise ConfigError("view.drop: no training example has both modalities; use smaller shares")
         self.updates_per_epoch = -(-len(self.training) // self.config.batch_size)
 
     def phases(self) -> Sequence[Phase]:
@@ -136,9 +140,10 @@ class Contrastive(Method):
     def _loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         one, other = at_least_float32(outputs).chunk(2, 1)
         positives = same_meaning(batch.target, batch.target)
-        if self.pairs.bias is None:
-            return info_nce(one, other, self.scale, positives)
-        return sigmoid_loss(one, other, self.scale, self.pairs.bias, positives)
+        with torch.autocast(outputs.device.type, enabled=False):  # it would round the product of the two again
+            if self.pairs.bias is None:
+                return info_nce(one, other, self.scale, positives)
+            return sigmoid_loss(one, other, self.scale, self.pairs.bias, positives)
 
     def _move_scale(self) -> None:
         """Scale and bias move at the same rate as all else, without decay."""

@@ -32,7 +32,6 @@ from advml.errors import ConfigError
 from advml.methods.multimodal.common import (
     main_metric,
     measured,
-    on_device,
     robustness,
     shuffled,
 )
@@ -163,8 +162,9 @@ class Fusion(Method):
     def _thinned(self, batch: Batch, update: int) -> Mapping[str, Tensor]:
         if not any(self.rates.values()):
             return batch.inputs
-        gone = draw_gone(self.rates, len(batch.target), self.context.rng("modality_dropout", update))
-        return without(batch.inputs, self.data.spec.streams, on_device(gone, batch.target))
+        streams, rng = self.data.spec.streams, self.context.rng("modality_dropout", update)
+        present = {name: batch.inputs[one.present] for name, one in streams.items() if one.present is not None}
+        return without(batch.inputs, streams, draw_gone(self.rates, len(batch.target), rng, present))
 
     def _joint_loss(self, outputs: Tensor, batch: Batch) -> Tensor:
         """loss(fused) + λ Σ_m loss(head of m); notes how sure each head is of the truth."""
@@ -212,10 +212,10 @@ class Fusion(Method):
         return found
 
     def _gallery(self, split: SplitName) -> tuple[Split, Tensor, Tensor]:
-        """Matching examples, the score of each pair of them, and which pairs mean the same (by their groups)."""
+        """Matching examples, the score of each pair of them, and which pairs mean the same."""
         part: Split = self.data.split(split)
         part = part.take((part.target == 1).nonzero().flatten()[: self.config.gallery])
-        meaning = torch.arange(len(part), device=part.device) if part.group is None else part.group
+        meaning = torch.arange(len(part), device=part.device) if part.meaning is None else part.meaning
         scores = pair_scores(self.tested, part, self.data.spec, self.context.autocast)
         return part, scores, same_meaning(meaning, meaning)
 
@@ -256,7 +256,7 @@ class Fusion(Method):
         made["confusion_matrix"] = confusion(predicted, test.target, target.count)
         if self.config.gallery and self.config.pictures:
             part, scores, positives = self._gallery("test")
-            meaning = torch.arange(len(part)) if part.group is None else as_cpu(part.group)
+            meaning = torch.arange(len(part)) if part.meaning is None else as_cpu(part.meaning)
             words = [f"meaning {number}" for number in meaning.tolist()]
             made["retrieval"] = retrieval_grid(self.data, part, scores, positives, self.config.pictures, words)
         return {**made, **self._attention(predicted)}

@@ -69,13 +69,24 @@ class ProductOfExperts(Method):
         for name in self.config.models:
             if name not in each:
                 raise ConfigError(f"method.models.{name}: no modality; there are {', '.join(each)}")
+        self._check_classes()
         experts = {name: self._built(name, part) for name, part in each.items()}
         self.network = Experts(spec, experts).to(context.device, context.dtype)
         classes = spec.outputs
         self.network.get_buffer("prior").copy_(log_prior(self.data.train.target, classes, self.config.prior_smoothing))
         self.training = {name: self._own(name, self.data.train, only_present=True) for name in experts}
+        for name, own in self.training.items():
+            if not len(own):
+                raise ConfigError(f"view.drop.{name}: no training example has {name}; use a smaller share")
         self.optimisers = {name: make_optimiser(expert.parameters(), self.config) for name, expert in experts.items()}
         self.stopping = {name: EarlyStopping(self.config.patience, self.data.valid) for name in experts}
+
+    def _check_classes(self) -> None:
+        """Raises ConfigError where a class would have the probability 0 beforehand: its logarithm is −∞."""
+        counts = self.data.train.target.bincount(minlength=self.data.spec.outputs)
+        absent = (counts == 0).nonzero().flatten().tolist()
+        if absent and not self.config.prior_smoothing:
+            raise ConfigError(f"method.prior_smoothing=0: train lacks class {absent[0]}; use a number above 0")
 
     def _built(self, name: str, spec: Spec) -> Network:
         """The network of a modality: the one that `models` names, otherwise the chosen model."""

@@ -48,18 +48,22 @@ def recall_at(scores: Tensor, positives: Tensor, ranks: tuple[int, ...]) -> dict
 
     Equal scores count against the query: a positive's place is the number of others that score as high or higher and
     are no positive. So a network that gives one score to all finds nothing. Queries without a positive are left out;
-    NaN where no other is left.
+    NaN where no other is left, and where a score is no number.
     """
     scores = scores.detach().double()
     best = scores.masked_fill(~positives, float("-inf")).amax(1, keepdim=True)
     ahead = ((scores >= best) & ~positives).sum(1)
     asked = positives.any(1)
-    return {k: ((ahead < k) & asked).double().sum() / asked.double().sum() for k in ranks}
+    undefined = scores.isnan().any()
+    return {
+        k: torch.where(undefined, torch.nan, ((ahead < k) & asked).double().sum() / asked.double().sum()) for k in ranks
+    }
 
 
 def median_rank(scores: Tensor, positives: Tensor) -> Tensor:
-    """The middle, over queries, of the place (from 1) of their best positive; ties as in `recall_at`. 0-d."""
+    """The middle, over queries, of the place (from 1) of their best positive; ties and NaN as in `recall_at`. 0-d."""
     scores = scores.detach().double()
     best = scores.masked_fill(~positives, float("-inf")).amax(1, keepdim=True)
     places = 1 + ((scores >= best) & ~positives).sum(1).double()
-    return torch.where(positives.any(1), places, torch.nan).nanmedian()
+    middle = torch.where(positives.any(1), places, torch.nan).nanmedian()
+    return torch.where(scores.isnan().any(), torch.nan, middle)

@@ -26,20 +26,28 @@ def without(
     return changed
 
 
-def draw_gone(rates: Mapping[str, float], examples: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Which examples lose which modality: each by itself, with the probability `rates[name]`. Bool [examples], CPU.
+def draw_gone(
+    rates: Mapping[str, float], examples: int, generator: torch.Generator, present: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Which examples lose which modality: each by itself, with the probability `rates[name]`. Bool [examples].
 
-    One that would lose all keeps one, every one that is not always taken away (a rate of 1) being equally likely.
+    `present`: modality → bool [examples], whether the data have it; of one that is not named, all do. Drawn on the CPU,
+    given where `present` is. An example that would have nothing left keeps one of those that it has, every one that is
+    not always taken away (a rate of 1) being equally likely.
     """
     names = [name for name, rate in rates.items() if rate > 0]
     if not names:
         return {}
-    chance = torch.rand(len(names), examples, generator=generator)
-    limits = torch.tensor([rates[name] for name in names]).unsqueeze(1)
+    device = next((there.device for there in present.values()), torch.device("cpu"))
+    chance = torch.rand(len(names), examples, generator=generator).to(device, non_blocking=True)
+    limits = torch.tensor([rates[name] for name in names]).unsqueeze(1).to(device, non_blocking=True)
+    everywhere = torch.ones(examples, dtype=torch.bool, device=device)
+    there = torch.stack([present.get(name, everywhere) for name in names])
+    others = [present.get(name, everywhere) for name in rates if name not in names]
     gone = chance < limits
-    if len(names) == len(rates):
-        # Given that all fall below their limits, chance / limit is uniform for each: the largest is a fair draw.
-        share = torch.where(limits < 1, chance / limits, -1.0)
-        spared = share.argmax(0)
-        gone[spared, torch.arange(examples)] &= ~gone.all(0)
+    left = torch.stack([*others, *(there & ~gone)]).any(0)
+    # Given that all fall below their limits, chance / limit is uniform for each: the largest is a fair draw.
+    share = torch.where(there & (limits < 1), chance / limits, -1.0)
+    spared = torch.arange(len(names), device=device).unsqueeze(1) == share.argmax(0)
+    gone &= ~(spared & (share >= 0) & ~left)
     return dict(zip(names, gone, strict=True))
