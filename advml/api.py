@@ -118,6 +118,8 @@ def run(*overrides: str) -> Run:
         raise KeyboardInterrupt(outcome.message)
     if outcome.state != "completed":
         raise AdvmlError(f"{outcome.message}")
+    if outcome.asked:
+        raise KeyboardInterrupt(f"{outcome.asked} came at the end of the run, which is completed: {outcome.folder.path}")
     for end in carry_out(outcome.folder.path, planned, asked):
         if end.state != "completed":
             raise AdvmlError(f"{end.job.name}: {end.state}, {end.message}")

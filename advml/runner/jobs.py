@@ -112,11 +112,17 @@ def ended(job: Job, outcome: Outcome) -> Ended:
 
 
 def here(job: Job) -> Ended:
-    """Bring a job to its end in this process; never raises for what goes wrong in it."""
+    """Bring a job to its end in this process; never raises for what goes wrong in it.
+
+    Raises KeyboardInterrupt where the run was asked to stop when it had nothing left to stop: whoever asked means all.
+    """
     try:
-        return ended(job, ensure(job.folder, bind(job.tree), job.asked, job.observers()))
+        outcome = ensure(job.folder, bind(job.tree), job.asked, job.observers())
     except AdvmlError as error:
         return failed(job, error)
+    if outcome.state == "completed" and outcome.asked:
+        raise KeyboardInterrupt
+    return ended(job, outcome)
 
 
 def failed(job: Job, error: AdvmlError) -> Ended:

@@ -9,7 +9,7 @@ import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `message` is for the user; None when all went well."""
+    """How a run ended. `message` is for the user; None when all went well.
+
+    `asked`: the signal that came, if one did; a completed run heard it at its very end, and nothing must follow it.
+    """
 
     folder: RunFolder
     state: str
     message: str | None = None
+    asked: str | None = None
 
     @property
     def exit_code(self) -> int:
@@ -174,9 +178,13 @@ class _Job:
 
     def carry_out(self, folder: RunFolder, attempt: int, step: int = 0) -> Outcome:
         """Run to the end, a limit, a signal or an error, and write down which."""
+        with stop_requests() as stop:
+            outcome = self._carry_out(folder, stop, attempt, step)
+        return replace(outcome, asked=stop.by)
+
+    def _carry_out(self, folder: RunFolder, stop: StopRequest, attempt: int, step: int) -> Outcome:
         with ExitStack() as stack:
             log = stack.enter_context(_log(folder))
-            stop = stack.enter_context(stop_requests())
             if self.tracking is not None:
                 name, tree = self.run.tracker, self.bound.tree
                 self.observers.append(Tracker(name, self.tracking, folder, tree, self.note))
