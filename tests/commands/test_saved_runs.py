@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import yaml
 from runs import assert_same_run
 
 from advml.commands.reproduce import differing_records
@@ -130,6 +131,22 @@ class TestResume:
         (path,) = inside.glob("outputs/*/*/*")
         assert run_cli("resume", str(path)).code == 0
         assert_same_run(tiny("checkpoint_seconds=0").path, path)
+
+
+    def test_a_baseline_that_is_no_more(self, tiny, run_cli):
+        """Its YAML may have been in a folder of --config-dir, which the saved run does not need."""
+        folder = tiny("limits.steps=1")
+        tree = yaml.safe_load((folder / "config.yaml").read_text())
+        gone = {**tree, "baselines": {"weak": ["method=gone"]}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(gone))
+        said = run_cli("resume", str(folder.path), "limits.steps=2")
+        assert said.code == 0
+        (line,) = said.err.splitlines()
+        assert line.startswith("advml: baselines.weak: method=gone: unknown method")
+        assert line.endswith("; the run goes on without it")
+        said = run_cli("resume", str(folder.path), "limits.steps=3", "baselines=off")
+        assert (said.code, said.err) == (0, "")
+        assert folder.tree()["baselines"] == {}
 
 
 class TestReproduce:
