@@ -88,6 +88,14 @@ def finished(folder: RunFolder, tree: Mapping[str, Any], pruning: bool = False) 
     return _given(folder.tree()["limits"]) == _given(tree["limits"])
 
 
+def nothing_left(job: Job) -> bool:
+    """Is the job finished? A damaged folder is not: whoever begins with it will say what is wrong."""
+    try:
+        return finished(RunFolder(job.folder), job.tree, pruning=job.watch is not None)
+    except AdvmlError:
+        return False
+
+
 def look(job: Job) -> Ended:
     """How a job stands, from its folder alone; "damaged" if that cannot be told."""
     folder = RunFolder(job.folder)
