@@ -119,7 +119,8 @@ def run(*overrides: str) -> Run:
     if outcome.state != "completed":
         raise AdvmlError(f"{outcome.message}")
     if outcome.asked:
-        raise KeyboardInterrupt(f"{outcome.asked} came at the end of the run, which is completed: {outcome.folder.path}")
+        done = f"the run, which is completed: {outcome.folder.path}"
+        raise KeyboardInterrupt(f"{outcome.asked} came at the end of {done}")
     for end in carry_out(outcome.folder.path, planned, asked):
         if end.state != "completed":
             raise AdvmlError(f"{end.job.name}: {end.state}, {end.message}")

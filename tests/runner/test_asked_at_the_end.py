@@ -10,7 +10,8 @@ import advml
 from advml.runner import run as runs
 from advml.runner.folder import RunFolder, find
 
-EWC = ("method=ewc", "dataset=iris", "view.tasks=2", "method.iterations=6", "method.block=3", "model.hidden=[4]", *QUIET)
+EWC = ("method=ewc", "dataset=iris", "view.tasks=2", "method.iterations=6", "method.block=3", "model.hidden=[4]",
+       *QUIET)  # fmt: skip
 
 
 @pytest.fixture
