@@ -97,7 +97,7 @@ def start(
             if job.data is not None:
                 files.write_json(folder / "data.json", job.data)
             folder.write_status("running", 0, attempt=1)
-            files.write_text(folder / "config.yaml", as_yaml(bound.tree))  # the last: from here on it is a run
+            files.write_text(folder / "config.yaml", as_yaml(_to_save(bound)))  # the last: from here on it is a run
             return job.carry_out(folder, attempt=1)
         except OSError as error:
             raise _storage_error(error, folder) from error
@@ -129,12 +129,18 @@ def resume(folder: RunFolder, bound: Bound, observers: Sequence[Observer] = ()) 
                 job.note(f"advml: since the run began, {line}; bits may differ from those of a run never stopped")
             for leftover in folder.path.rglob("*.tmp"):  # of a write that a crash cut off
                 leftover.unlink()
-            files.write_text(folder / "config.yaml", as_yaml(bound.tree))
+            files.write_text(folder / "config.yaml", as_yaml(_to_save(bound)))
             return job.carry_out(folder, attempt=status["attempt"] + 1, step=status["step"])
     except OSError as error:
         raise _storage_error(error, folder) from error
     finally:
         folder.unlock()
+
+
+def _to_save(bound: Bound) -> Mapping[str, Any]:
+    """The configuration with its data found from any folder. Other paths stay: they are part of a run's identity."""
+    data_dir = bound.run.data_dir
+    return bound.tree if data_dir is None else {**bound.tree, "data_dir": str(resolve_data_dir(data_dir))}
 
 
 def as_yaml(tree: Mapping[str, Any]) -> str:
