@@ -93,13 +93,8 @@ class RunFolder:
         try:
             if not _try_lock(handle):
                 if not wait:
-                    holder = (self / ".lock").read_text()  # status.json may name a process that is gone
-                    which = f" ({holder})" if holder else ""
-                    raise AdvmlError(f"{self.path}: another process{which} is working on this run")
+                    raise AdvmlError(f"{self.path}: another process{self._holder()} is working on this run")
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            with suppress(OSError):  # a full disk: it is held all the same
-                os.ftruncate(handle.fileno(), 0)
-                os.write(handle.fileno(), f"pid {os.getpid()}".encode())
         except BaseException:
             handle.close()
             raise
@@ -183,6 +178,16 @@ class RunFolder:
         if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in keys.items()):
             raise ConfigError(f"{self / 'metrics.jsonl'}: damaged, line {number} is no record of a run; leave it out")
         return record
+
+    def _holder(self) -> str:
+        """The number of the process that status.json names, unless that is another machine's, or of one long gone."""
+        with suppress(ConfigError, ProcessLookupError):
+            status = self._json("status.json", pid=int, host=str)
+            if status["host"] == socket.gethostname():
+                with suppress(PermissionError):  # somebody else's process: it lives
+                    os.kill(status["pid"], 0)
+                return f" (pid {status['pid']})"
+        return ""
 
     def _json(self, name: str, **keys: type) -> dict[str, Any]:
         """A file that holds one JSON object with at least these keys, of these types."""
