@@ -118,6 +118,9 @@ def run(*overrides: str) -> Run:
         raise KeyboardInterrupt(outcome.message)
     if outcome.state != "completed":
         raise AdvmlError(f"{outcome.message}")
+    if outcome.asked:
+        done = f"the run, which is completed: {outcome.folder.path}"
+        raise KeyboardInterrupt(f"{outcome.asked} came at the end of {done}")
     for end in carry_out(outcome.folder.path, planned, asked):
         if end.state != "completed":
             raise AdvmlError(f"{end.job.name}: {end.state}, {end.message}")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -167,7 +168,7 @@ def forced(overrides: Sequence[str], more_roots: Sequence[Path] = (), several: b
         try:
             parsed = OverridesParser.create().parse_override(word)
         except (OverrideParseException, HydraException):
-            mistakes.append(f"{word}: not an override; write key=value, and quote values with special characters")
+            mistakes.append(_malformed(word))
             continue
         key = parsed.key_or_group
         if not key:
@@ -195,6 +196,23 @@ def forced(overrides: Sequence[str], more_roots: Sequence[Path] = (), several: b
     if mistakes:
         raise ConfigError(mistakes)
     return prepared
+
+
+def several_words(prepared: Sequence[str]) -> list[str]:
+    """The prepared overrides that give a key several values."""
+    plain = (word for word in prepared if not is_hydras(word))
+    return [word for word in plain if OverridesParser.create().parse_override(word).is_sweep_override()]
+
+
+def _malformed(word: str) -> str:
+    """What to say of a word that Hydra's grammar does not take: the same in quotes, where that is all it lacks."""
+    key, _, value = word.partition("=")
+    quoted = f'{key}="{value}"' if value else word
+    try:
+        OverridesParser.create().parse_override(quoted)
+    except (OverrideParseException, HydraException):
+        return f"{word}: not an override; write key=value"
+    return f"{word}: not an override; if a text is meant, quote it: {shlex.quote(quoted)}"
 
 
 def is_hydras(word: str) -> bool:
@@ -236,7 +254,7 @@ def with_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
         try:
             parsed = OverridesParser.create().parse_override(word)
         except HydraException:
-            mistakes.append(f"{word}: not an override; write key=value")
+            mistakes.append(_malformed(word))
             continue
         key = parsed.key_or_group
         if key in GROUPS or parsed.is_sweep_override() or parsed.type == OverrideType.DEL:
@@ -252,6 +270,8 @@ def with_overrides(tree: Mapping[str, Any], overrides: Sequence[str]) -> dict[st
             mistakes.append(f"{key}: unknown key")
     if mistakes:
         raise ConfigError(mistakes)
+    if changed.get("baselines") in ("off", False):  # auto: a saved configuration knows no more which were listed
+        changed["baselines"] = {}
     return changed
 
 

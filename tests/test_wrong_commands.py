@@ -99,6 +99,7 @@ WRONG = {
     "loss does not fit the target": ("run method.loss=mse", ["method.loss: mse does not fit"]),
     "no such device": ("run device=tpu", ["device: must be of the form (auto|cpu|cuda"]),
     "bad syntax": ("run model.hidden=[8", ["model.hidden=[8: not an override"]),
+    "characters that need quotes": ("run outputs=/tmp/ü", ["quote it: 'outputs=\"/tmp/ü\"'"]),
     "no key": ("run =3", ["=3: names no key"]),
     "an interpolation to nowhere": ("run method.lr=${nowhere}", ["method.lr: Interpolation key 'nowhere' not found"]),
     "a mandatory value": ("run method.lr=???", ["method.lr: must be given"]),

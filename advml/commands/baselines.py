@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,7 +22,15 @@ def with_baselines(outcome: Outcome, planned: Mapping[str, Mapping[str, Any]], a
         return outcome.exit_code
     run = outcome.folder.path
     silent = outcome.folder.tree()["progress"] == "off"
-    ends = carry_out(run, planned, asked, None if silent else JobsShown(len(planned)))
-    show_outcome(outcome, {name: folder.result() for name, folder in completed(run, planned).items()})
-    states = {end.state for end in ends}
-    return 130 if "interrupted" in states else 1 if states - {"completed"} else 0
+    try:
+        if outcome.asked:  # to stop, when the run itself had nothing left to stop
+            raise KeyboardInterrupt
+        states = {end.state for end in carry_out(run, planned, asked, None if silent else JobsShown(len(planned)))}
+    except KeyboardInterrupt:
+        states = {"interrupted"}
+    done = completed(run, planned)
+    show_outcome(outcome, {name: folder.result() for name, folder in done.items()})
+    if "interrupted" in states and len(done) < len(planned):
+        print(f"advml: stopped before all baselines had run; to go on: advml resume {quote(str(run))}", file=sys.stderr)
+        return 130
+    return 1 if states - {"completed", "interrupted"} else 0

@@ -15,6 +15,7 @@ Exit code: 0 done, 1 failed, 2 wrong command or folder, 130 interrupted.
 from __future__ import annotations
 
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -39,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     bound = bind(tree)
     if followed(bound):
         return 0
-    planned = plan(tree)
+    planned = plan(tree, note=lambda line: print(f"advml: {line}", file=sys.stderr))
     asked = Asked(shlex.join(["advml", "resume", *arguments]), overrides)
     status = folder.status()
     if status["state"] == "completed" and not (folder.result().get("stopped_by") and overrides):

@@ -21,6 +21,7 @@ Exit code: 0 done, 1 something could not be deleted, 2 wrong command.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,9 +57,14 @@ class Asked:
         from advml.runner.inventory import Filter
 
         runs = [word for word in words if "=" not in word or "/" in word.partition("=")[0] or Path(word).exists()]
-        given = dict(word.split("=", 1) for word in words if word not in runs)
+        pairs = [word.split("=", 1) for word in words if word not in runs]
+        given = dict(pairs)
         outputs, yes = Path(given.pop("outputs", "outputs")), given.pop("yes", "false")
-        mistakes = []
+        mistakes = [
+            f"{key}: given {count} times; of several values write {key}=one,other"
+            for key, count in Counter(key for key, _ in pairs).items()
+            if count > 1
+        ]
         if runs and action in ("list", "disk"):
             known = did_you_mean(runs[0], ACTIONS) if action == "list" else ""
             mistakes.append(f"{runs[0]}: not a filter{known}; write key=value, or: advml runs show {runs[0]}")

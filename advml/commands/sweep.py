@@ -26,6 +26,7 @@ and save. Exit code: 0 all completed, 1 some are not, 2 wrong configuration, 130
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import sys
@@ -40,12 +41,13 @@ if TYPE_CHECKING:
     from advml.runner.search import Search, Trial
     from advml.runner.sweeps import Sweep
 
+SHOWING = ("--cfg", "-c", "--info", "-i")
 ASKING = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "-sc", "--shell-completion")
 
 
 def main(arguments: Sequence[str]) -> int:
     """Check all jobs, run them through Hydra's sweeper and launcher, show how each ended."""
-    from advml.compose import config_dirs, forced, run_hydra, separate
+    from advml.compose import config_dirs, forced, run_hydra, separate, several_words
     from advml.errors import ConfigError
 
     options, overrides = separate(arguments)
@@ -54,11 +56,14 @@ def main(arguments: Sequence[str]) -> int:
     overrides = [*(word for word in overrides if word != "baselines=off"), "baselines=off"]
     prepared = forced(overrides, config_dirs(options), several=True)
     if any(option in ASKING for option in options):  # questions to Hydra, which runs nothing
+        if any(option in SHOWING for option in options) and (several := several_words(prepared)):
+            shown_of = "a configuration is shown of one job; give one value"
+            raise ConfigError(f"{word.lstrip('+')}: {shown_of}" for word in several)
         run_hydra(lambda config: None, options, prepared)
         return 0
 
     from advml.commands.jobs_shown import JobsShown, show_jobs
-    from advml.runner.jobs import look
+    from advml.runner.jobs import look, nothing_left
     from advml.runner.searches import searching
     from advml.runner.sweeps import launcher, plan
 
@@ -70,8 +75,12 @@ def main(arguments: Sequence[str]) -> int:
     sweep.begin()
     shown = JobsShown(None if sweep.jobs is None else len(sweep.jobs))
     interrupted = False
+    task = SweepTask(sweep, shown)
     try:
-        run_hydra(SweepTask(sweep, shown), ["-m", *options], words)
+        if sweep.jobs is None or not all(map(nothing_left, sweep.jobs)):
+            run_hydra(task, ["-m", *options], words)
+        for job in task.held:
+            task.ensure(job)
     except KeyboardInterrupt:
         interrupted = True
     jobs = sweep.found() if sweep.jobs is None else sweep.jobs
@@ -133,19 +142,31 @@ class SweepTask:
 
     def __init__(self, sweep: Sweep, shown: JobsShown) -> None:
         self.sweep, self.shown = sweep, shown
+        self.held: list[Job] = []
+        self._process = os.getpid()
 
     def job(self, tree: Mapping[str, Any], hydra: Any) -> Job:
         """The job with this configuration."""
         return self.sweep.job(tree, hydra)
 
     def __call__(self, config: DictConfig) -> float | None:
-        """Ensure one job in this process."""
+        """Ensure one job in this process. One that another process is at is put off until the others have ended."""
         from hydra.core.hydra_config import HydraConfig
 
         from advml.compose import as_tree
-        from advml.runner.jobs import here
+        from advml.runner.folder import RunFolder
 
         job = self.job(as_tree(config), HydraConfig.get())
+        planned = self.sweep.jobs is not None and os.getpid() == self._process  # whoever invents jobs wants a value
+        if planned and RunFolder(job.folder).locked_elsewhere():
+            self.held.append(job)
+            return None
+        return self.ensure(job)
+
+    def ensure(self, job: Job) -> float | None:
+        """Bring a job to its end in this process; its objective."""
+        from advml.runner.jobs import here
+
         if self.sweep.settings.fail_fast and self.shown.failed:
             return None
         end = here(job)

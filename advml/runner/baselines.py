@@ -6,7 +6,7 @@ limits and, where another method is chosen, the settings that both methods have.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ from advml.runner.run import Asked
 from advml.runner.world import under_torchrun
 
 
-def plan(tree: Mapping[str, Any], options: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
+def plan(
+    tree: Mapping[str, Any], options: Sequence[str] = (), note: Callable[[str], None] | None = None
+) -> dict[str, dict[str, Any]]:
     """Name → configuration of each baseline of the run with the configuration `tree`, checked.
 
     `options`: --config-dir and its folder. One that would be the run itself is left out. Raises ConfigError with the
-    mistakes of all. Under torchrun there are none: its processes serve one run.
+    mistakes of all; if there is a `note`, it is told them instead, and those baselines are left out: a saved run goes
+    on though the file of a baseline is gone. Under torchrun there are none: its processes serve one run.
     """
     check_fit(bind(tree))  # a mistake of the run itself is told once, and as the run's
     if under_torchrun() is not None:
@@ -38,12 +41,16 @@ def plan(tree: Mapping[str, Any], options: Sequence[str] = ()) -> dict[str, dict
             changed = _changed(tree, words, options)
             check_fit(bind(changed))
         except ConfigError as error:
-            mistakes += [f"baselines.{name}: {one}; change it, or run with baselines=off" for one in error.mistakes]
+            cure = "change it, or run with baselines=off" if note is None else "the run goes on without it"
+            mistakes += [f"baselines.{name}: {one}; {cure}" for one in error.mistakes]
         else:
             if identity(changed) != identity(tree):
                 found[name] = changed
-    if mistakes:
+    if mistakes and note is None:
         raise ConfigError(mistakes)
+    if note is not None:
+        for mistake in mistakes:
+            note(mistake)
     return found
 
 

@@ -9,7 +9,8 @@ import re
 import shutil
 import socket
 import time
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
@@ -92,8 +93,7 @@ class RunFolder:
         try:
             if not _try_lock(handle):
                 if not wait:
-                    holder = self._status_or_empty().get("pid")
-                    raise AdvmlError(f"{self.path}: another process (pid {holder}) is working on this run")
+                    raise AdvmlError(f"{self.path}: another process{self._holder()} is working on this run")
                 fcntl.flock(handle, fcntl.LOCK_EX)
         except BaseException:
             handle.close()
@@ -160,15 +160,34 @@ class RunFolder:
         return self._json("result.json", objective=dict, metrics=dict, budget=dict)
 
     def records(self) -> list[dict[str, Any]]:
-        """metrics.jsonl, one mapping a line; a last line cut by a crash is left out."""
+        """metrics.jsonl, one mapping a line; a last line cut by a crash is left out. Raises ConfigError for any other
+        line that is no record.
+        """
         try:
             lines = (self / "metrics.jsonl").read_bytes().split(b"\n")[:-1]
         except FileNotFoundError:
             return []
+        return [self._record(number, line) for number, line in enumerate(lines, start=1)]
+
+    def _record(self, number: int, line: bytes) -> dict[str, Any]:
         try:
-            return [json.loads(line) for line in lines]
-        except ValueError as error:
-            raise ConfigError(f"{self / 'metrics.jsonl'}: damaged: {error}") from None
+            record = json.loads(line, parse_constant=_no_number)
+        except ValueError:
+            record = None
+        keys = {"step": int, "phase": str, "split": str}
+        if not isinstance(record, dict) or not all(isinstance(record.get(key), kind) for key, kind in keys.items()):
+            raise ConfigError(f"{self / 'metrics.jsonl'}: damaged, line {number} is no record of a run; leave it out")
+        return record
+
+    def _holder(self) -> str:
+        """The number of the process that status.json names, unless that is another machine's, or of one long gone."""
+        with suppress(ConfigError, ProcessLookupError):
+            status = self._json("status.json", pid=int, host=str)
+            if status["host"] == socket.gethostname():
+                with suppress(PermissionError):  # somebody else's process: it lives
+                    os.kill(status["pid"], 0)
+                return f" (pid {status['pid']})"
+        return ""
 
     def _json(self, name: str, **keys: type) -> dict[str, Any]:
         """A file that holds one JSON object with at least these keys, of these types."""
@@ -182,12 +201,6 @@ class RunFolder:
             if not isinstance(value.get(key), kind):
                 raise ConfigError(f"{self / name}: damaged, it says no {key}")
         return value
-
-    def _status_or_empty(self) -> Mapping[str, Any]:
-        try:
-            return self._json("status.json")
-        except ConfigError:
-            return {}
 
 
 def is_run(names: Container[str]) -> bool:
@@ -235,6 +248,11 @@ def _try_lock(handle: IO[str]) -> bool:
             if pause is not None:
                 time.sleep(pause)
     return False
+
+
+def _no_number(text: str) -> None:
+    """NaN and infinities, which Python reads and no run writes."""
+    raise ValueError(text)
 
 
 def _first_line(error: Exception) -> str:

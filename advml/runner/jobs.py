@@ -88,6 +88,14 @@ def finished(folder: RunFolder, tree: Mapping[str, Any], pruning: bool = False) 
     return _given(folder.tree()["limits"]) == _given(tree["limits"])
 
 
+def nothing_left(job: Job) -> bool:
+    """Is the job finished? A damaged folder is not: whoever begins with it will say what is wrong."""
+    try:
+        return finished(RunFolder(job.folder), job.tree, pruning=job.watch is not None)
+    except AdvmlError:
+        return False
+
+
 def look(job: Job) -> Ended:
     """How a job stands, from its folder alone; "damaged" if that cannot be told."""
     folder = RunFolder(job.folder)
@@ -112,11 +120,17 @@ def ended(job: Job, outcome: Outcome) -> Ended:
 
 
 def here(job: Job) -> Ended:
-    """Bring a job to its end in this process; never raises for what goes wrong in it."""
+    """Bring a job to its end in this process; never raises for what goes wrong in it.
+
+    Raises KeyboardInterrupt where the run was asked to stop when it had nothing left to stop: whoever asked means all.
+    """
     try:
-        return ended(job, ensure(job.folder, bind(job.tree), job.asked, job.observers()))
+        outcome = ensure(job.folder, bind(job.tree), job.asked, job.observers())
     except AdvmlError as error:
         return failed(job, error)
+    if outcome.state == "completed" and outcome.asked:
+        raise KeyboardInterrupt
+    return ended(job, outcome)
 
 
 def failed(job: Job, error: AdvmlError) -> Ended:

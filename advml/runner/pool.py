@@ -20,10 +20,9 @@ from typing import Protocol
 import torch
 
 import advml
-from advml.errors import AdvmlError
 from advml.runner.environment import resolve_threads
 from advml.runner.folder import OUTPUT, RunFolder
-from advml.runner.jobs import Ended, Job, finished, look
+from advml.runner.jobs import Ended, Job, look, nothing_left
 from advml.runner.nursery import POSSIBLE, Fork, Nursery
 from advml.runner.signals import stop_requests
 
@@ -109,7 +108,7 @@ class _Pool:
                 self._look_again = time.monotonic() + SLOW_TICK
                 return
             job = self.waiting.pop(number)
-            if _finished(job):
+            if nothing_left(job):
                 self._end(number, look(job))
                 continue
             slot = min(set(range(self.limits.jobs)) - set(self.running))
@@ -241,14 +240,6 @@ class _Child:
             if lines:
                 return lines[-1].removeprefix("advml: ")
         return f"no word why (see {file})"
-
-
-def _finished(job: Job) -> bool:
-    """Is nothing left to do? A damaged folder is left to the child, which says what is wrong."""
-    try:
-        return finished(RunFolder(job.folder), job.tree, pruning=job.watch is not None)
-    except AdvmlError:
-        return False
 
 
 # --- a slot's share of the machine --------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import shutil
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +50,15 @@ class Asked:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended. `message` is for the user; None when all went well."""
+    """How a run ended. `message` is for the user; None when all went well.
+
+    `asked`: the signal that came, if one did; a completed run heard it at its very end, and nothing must follow it.
+    """
 
     folder: RunFolder
     state: str
     message: str | None = None
+    asked: str | None = None
 
     @property
     def exit_code(self) -> int:
@@ -93,7 +97,7 @@ def start(
             if job.data is not None:
                 files.write_json(folder / "data.json", job.data)
             folder.write_status("running", 0, attempt=1)
-            files.write_text(folder / "config.yaml", as_yaml(bound.tree))  # the last: from here on it is a run
+            files.write_text(folder / "config.yaml", as_yaml(_to_save(bound)))  # the last: from here on it is a run
             return job.carry_out(folder, attempt=1)
         except OSError as error:
             raise _storage_error(error, folder) from error
@@ -125,12 +129,18 @@ def resume(folder: RunFolder, bound: Bound, observers: Sequence[Observer] = ()) 
                 job.note(f"advml: since the run began, {line}; bits may differ from those of a run never stopped")
             for leftover in folder.path.rglob("*.tmp"):  # of a write that a crash cut off
                 leftover.unlink()
-            files.write_text(folder / "config.yaml", as_yaml(bound.tree))
+            files.write_text(folder / "config.yaml", as_yaml(_to_save(bound)))
             return job.carry_out(folder, attempt=status["attempt"] + 1, step=status["step"])
     except OSError as error:
         raise _storage_error(error, folder) from error
     finally:
         folder.unlock()
+
+
+def _to_save(bound: Bound) -> Mapping[str, Any]:
+    """The configuration with its data found from any folder. Other paths stay: they are part of a run's identity."""
+    data_dir = bound.run.data_dir
+    return bound.tree if data_dir is None else {**bound.tree, "data_dir": str(resolve_data_dir(data_dir))}
 
 
 def as_yaml(tree: Mapping[str, Any]) -> str:
@@ -174,9 +184,13 @@ class _Job:
 
     def carry_out(self, folder: RunFolder, attempt: int, step: int = 0) -> Outcome:
         """Run to the end, a limit, a signal or an error, and write down which."""
+        with stop_requests() as stop:
+            outcome = self._carry_out(folder, stop, attempt, step)
+        return replace(outcome, asked=stop.by)
+
+    def _carry_out(self, folder: RunFolder, stop: StopRequest, attempt: int, step: int) -> Outcome:
         with ExitStack() as stack:
             log = stack.enter_context(_log(folder))
-            stop = stack.enter_context(stop_requests())
             if self.tracking is not None:
                 name, tree = self.run.tracker, self.bound.tree
                 self.observers.append(Tracker(name, self.tracking, folder, tree, self.note))

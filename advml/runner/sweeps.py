@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,10 @@ class Sweep:
         choices = {str(group): str(choice) for group, choice in hydra.runtime.choices.items()}
         own = [word for word in typed if word.partition("=")[0] not in self.constant] or telling(typed)
         asked = Asked(self.command, [word for word in typed if not word.startswith("sweep.")], choices)
-        return Job(" ".join(own) or "defaults", job_folder(self.folder, own, tree), tree, asked)
+        key = identity(tree)[:HASH_LENGTH]
+        alike = (job.folder for job in self.jobs or () if job.folder.name.endswith(f"-{key}"))
+        folder = next(alike, None) or job_folder(self.folder, own, tree)
+        return Job(" ".join(own) or "defaults", folder, tree, asked)
 
     def begin(self) -> None:
         """Make the folder, and note the command in its command.txt, a line for each that was ever used."""
@@ -73,7 +76,7 @@ def plan(options: Sequence[str], typed: Sequence[str], prepared: Sequence[str], 
     known beforehand but the configuration that all jobs share.
     """
     single, mistakes = single_words(prepared)
-    if mistakes := [*mistakes, *_intervals(prepared)]:
+    if mistakes := [*mistakes, *_valueless(prepared)]:
         raise ConfigError(mistakes)
     dirs = config_dirs(options)
     invented = any(word.lstrip("+").startswith("hydra/sweeper") for word in prepared)
@@ -96,8 +99,12 @@ def plan(options: Sequence[str], typed: Sequence[str], prepared: Sequence[str], 
     folder = Path(bound.run.outputs).absolute() / "sweeps" / name
     constant = frozenset(word.lstrip("+").partition("=")[0] for word in single)
     sweep = Sweep(folder, bound.run.sweep, command, constant, None)
-    jobs = None if invented else tuple(sweep.job(tree, hydra) for tree, hydra in trees)
-    return Sweep(folder, bound.run.sweep, command, constant, jobs)
+    if invented:
+        return sweep
+    jobs: dict[str, Job] = {}
+    for tree, hydra in trees:
+        jobs.setdefault(identity(tree), sweep.job(tree, hydra))  # two of equal content are one run, by its first name
+    return replace(sweep, jobs=tuple(jobs.values()))
 
 
 def single_words(prepared: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -113,16 +120,24 @@ def single_words(prepared: Sequence[str]) -> tuple[list[str], list[str]]:
             single[parsed.key_or_group] = word
         elif parsed.key_or_group.partition(".")[0] in ("sweep", "outputs"):
             mistakes.append(f"{parsed.key_or_group}: belongs to the sweep as a whole and takes one value")
+        elif parsed.key_or_group.partition(".")[0] in INDIFFERENT:
+            several = "would make the same run several times, since it does not change what is computed"
+            mistakes.append(f"{parsed.key_or_group}: {several}; give it one value")
     return list(single.values()), mistakes
 
 
-def _intervals(prepared: Sequence[str]) -> Iterator[str]:
-    """A line for each key that is to be sampled, though nothing samples."""
+def _valueless(prepared: Sequence[str]) -> Iterator[str]:
+    """A line for each key that is to be sampled, though nothing samples, and for each range that holds nothing."""
     if any(word.lstrip("+").startswith("hydra/sweeper") for word in prepared):
         return
     for word in prepared:
-        if not is_hydras(word) and (parsed := OverridesParser.create().parse_override(word)).is_interval_sweep():
+        if is_hydras(word):
+            continue
+        parsed = OverridesParser.create().parse_override(word)
+        if parsed.is_interval_sweep():
             yield f"{parsed.key_or_group}: an interval needs sweep.sampler=random or sweep.sampler=tpe (docs/search.md)"
+        elif parsed.is_range_sweep() and next(parsed.sweep_iterator(), None) is None:
+            yield f"{parsed.key_or_group}: a range without numbers; its end must lie beyond its beginning"
 
 
 def _useless(settings: SweepSettings) -> Iterator[str]:

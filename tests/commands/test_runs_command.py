@@ -102,9 +102,10 @@ class TestFilters:
             "seed=1,": "seed=1,: not a filter; write key=value, or key=one,other",
             "=1": "=1: not a filter; write key=value, or key=one,other",
             "dsk": "dsk: not a filter; did you mean disk?; write key=value, or: advml runs show dsk",
+            "seed=0 seed=1": "seed: given 2 times; of several values write seed=one,other",
             "yes=true": "yes=true: only `advml runs delete` takes yes=true",
         }.items():  # fmt: skip
-            said = run_cli("runs", words)
+            said = run_cli("runs", *words.split())
             assert (said.code, said.out, said.err) == (2, "", f"advml: {message}\n")
 
     def test_none_that_passes(self, runs, run_cli):

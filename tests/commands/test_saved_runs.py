@@ -4,10 +4,13 @@ import json
 import math
 
 import pytest
+import yaml
 from runs import assert_same_run
 
 from advml.commands.reproduce import differing_records
-from advml.runner.folder import RunFolder
+from advml.config import bind
+from advml.runner.folder import RunFolder, find
+from advml.runner.run import Asked, start
 
 
 class TestResume:
@@ -132,6 +135,25 @@ class TestResume:
         assert_same_run(tiny("checkpoint_seconds=0").path, path)
 
 
+    def test_its_data_are_found_from_another_folder(self, tiny, inside):
+        assert tiny("data_dir=some/where").tree()["data_dir"] == str(inside / "some/where")
+
+    def test_a_baseline_that_is_no_more(self, tiny, run_cli):
+        """Its YAML may have been in a folder of --config-dir, which the saved run does not need."""
+        folder = tiny("limits.steps=1")
+        tree = yaml.safe_load((folder / "config.yaml").read_text())
+        gone = {**tree, "baselines": {"weak": ["method=gone"]}}
+        (folder / "config.yaml").write_text(yaml.safe_dump(gone))
+        said = run_cli("resume", str(folder.path), "limits.steps=2")
+        assert said.code == 0
+        (line,) = said.err.splitlines()
+        assert line.startswith("advml: baselines.weak: method=gone: unknown method")
+        assert line.endswith("; the run goes on without it")
+        said = run_cli("resume", str(folder.path), "limits.steps=3", "baselines=off")
+        assert (said.code, said.err) == (0, "")
+        assert folder.tree()["baselines"] == {}
+
+
 class TestReproduce:
     def test_identical(self, tiny, run_cli):
         folder = tiny()
@@ -174,6 +196,37 @@ class TestReproduce:
         said = run_cli("reproduce", str(patient.path))
         assert said.code == 0
         assert "limits.steps" not in said.out
+
+    def test_a_run_that_was_pruned(self, inside, run_cli, tree):
+        """It made no last tests, and other runs will not stop it again."""
+
+        class Prunes:
+            def start(self, phases, done): ...
+            def note(self, text): ...
+            def finish(self): ...
+
+            def record(self, record):
+                return "pruned: hopeless" if record["split"] == "valid" and record["step"] == 2 else None
+
+        outcome = start(bind(tree("evaluate_every=1")), Asked("test"), [Prunes()])
+        said = run_cli("reproduce", str(outcome.folder.path))
+        assert said.code == 0, said.out
+        assert f"identical: all {len(outcome.folder.records())} records" in said.out
+
+    @pytest.mark.parametrize("line", ["5", '{"loss": 1.0}', '{"step": 1, "phase": "p", "split": "train", "loss": NaN}',
+                                      "garbage", None])  # fmt: skip
+    def test_damaged_records_are_told_before_the_run(self, line, tiny, run_cli, inside):
+        folder = tiny("limits.steps=1")
+        if line is None:
+            (folder / "metrics.jsonl").unlink()
+        else:
+            with open(folder / "metrics.jsonl", "a") as records:
+                records.write(f"{line}\n")
+        said = run_cli("reproduce", str(folder.path))
+        assert (said.code, said.err.count("\n")) == (2, 1)
+        wrong = "missing or empty" if line is None else "damaged, line "
+        assert said.err.startswith(f"advml: {folder / 'metrics.jsonl'}: {wrong}")
+        assert len(find(inside / "outputs")) == 1
 
     def test_what_differs_in_the_environment(self, tiny, run_cli):
         folder = tiny()

@@ -188,6 +188,31 @@ class TestInThisProcess:
         assert (said.code, "name: iris" in said.out) == (0, True)
         assert list(inside.iterdir()) == []
 
+    def test_a_configuration_is_shown_of_one_job(self, run_cli, inside):
+        said = run_cli("sweep", "--cfg", "job", "seed=1,2")
+        assert (said.code, said.out) == (2, "")
+        assert said.err == "advml: seed=1,2: a configuration is shown of one job; give one value\n"
+
+    def test_what_is_finished_is_not_composed_again(self, run_cli, inside, monkeypatch):
+        first = run_cli("sweep", "seed=0,1", *TINY)
+        monkeypatch.setattr("advml.compose.run_hydra", None)
+        again = run_cli("sweep", "seed=0,1", *TINY)
+        assert (again.code, again.out) == (0, first.out)
+
+    def test_a_job_that_another_process_is_at_comes_last(self, run_cli, inside, monkeypatch):
+        words = ("sweep", "seed=0,1", *TINY, "sweep.name=s")
+        held = RunFolder.locked_elsewhere
+        asked = []
+
+        def locked(folder):
+            asked.append(folder.path.name)
+            return (asked.count(folder.path.name) == 1 and folder.path.name.startswith("seed-0")) or held(folder)
+
+        monkeypatch.setattr(RunFolder, "locked_elsewhere", locked)
+        said = run_cli(*words)
+        assert said.code == 0
+        assert [line.split(":")[0] for line in said.err.splitlines()] == ["[1/2] seed=1", "[2/2] seed=0"]
+
     def test_a_folder_with_quotes_and_commas(self, run_cli, inside):
         said = run_cli("sweep", "seed=0", *TINY, "outputs='it\\'s, here=1'")
         assert said.code == 0, said.err

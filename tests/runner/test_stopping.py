@@ -267,6 +267,17 @@ class TestLock:
         other.lock()
         other.unlock()
 
+    def test_no_process_is_named_that_is_gone(self, tiny):
+        """Whoever holds a run that it has not begun with yet: status.json names the one before."""
+        folder = tiny()
+        gone = subprocess.Popen(["true"])
+        gone.wait()
+        (folder / "status.json").write_text(json.dumps({**folder.status(), "pid": gone.pid}))
+        folder.lock()
+        with pytest.raises(AdvmlError, match=r": another process is working on this run$"):
+            RunFolder.open(folder.path).lock()
+        folder.unlock()
+
     def test_thirty_two_starts_make_thirty_two_folders(self, forks, inside):
         go = inside / "go"
         starts = [forks.start("create", str(inside / "outputs"), 1, str(go), cwd=inside) for _ in range(32)]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advml.compose import compose, forced, separate
+from advml.compose import as_tree, compose, each_job, forced, separate
 from advml.config import SweepSettings
 from advml.errors import ConfigError
 from advml.runner.identity import identity
@@ -101,7 +101,7 @@ class TestPlan:
 
     def test_a_glob_sees_ones_own_files(self, inside, monkeypatch):
         (inside / "mine/model").mkdir(parents=True)
-        (inside / "mine/model/linear_too.yaml").write_text("# Another.\ndefaults: [linear, _self_]\n")
+        (inside / "mine/model/linear_too.yaml").write_text("# Another.\ndefaults: [mlp, _self_]\n")
         monkeypatch.setenv("ADVML_CONFIG_PATH", str(inside / "mine"))
         assert [job.name for job in planned("model=glob(lin*)").jobs] == ["model=linear", "model=linear_too"]
 
@@ -131,6 +131,23 @@ class TestPlan:
             "sweep.jobs: belongs to the sweep as a whole and takes one value",
             "outputs: belongs to the sweep as a whole and takes one value",
         )
+
+    def test_what_makes_no_other_job_takes_one_value(self, inside):
+        with pytest.raises(ConfigError, match=r"^threads: would make the same run several times"):
+            planned("threads=1,2")
+
+    def test_jobs_of_equal_content_are_one(self, inside, monkeypatch):
+        (inside / "mine/model").mkdir(parents=True)
+        (inside / "mine/model/linear_too.yaml").write_text("# Another.\ndefaults: [linear, _self_]\n")
+        monkeypatch.setenv("ADVML_CONFIG_PATH", str(inside / "mine"))
+        sweep = planned("model=linear,linear_too", "seed=0,1")
+        assert [job.name for job in sweep.jobs] == ["model=linear seed=0", "model=linear seed=1"]
+        (too,) = each_job(forced([*BASE, "model=linear_too"], several=True), [])
+        assert sweep.job(as_tree(too), too.hydra).folder == sweep.jobs[0].folder  # as a launcher will ask
+
+    def test_a_range_without_numbers(self, inside):
+        with pytest.raises(ConfigError, match=r"^seed: a range without numbers"):
+            planned("seed=range(5,5)")
 
     @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden"])
     def test_a_name_is_a_folder_name(self, name, inside):
