@@ -28,10 +28,14 @@ Weights = Mapping[str, Tensor]
 class Engine(nn.Module):
     """Expectation values of a circuit's observables.
 
-    `reason`: why PennyLane runs it although `engine=auto` was asked; None otherwise.
+    `reason`: why PennyLane runs it although `engine=auto` was asked; None otherwise. `shots`: how many are drawn, by
+    torch's generator; None = exact. `mapped`: torch.func.vmap can go through it.
     """
 
     reason: str | None = None
+    shots: int | None = None
+    mapped = True
+    twice_differentiable = True
 
     def forward(self, inputs: Tensor | None, weights: Weights) -> Tensor:
         """Inputs [B, F] (None: a circuit without inputs, B = 1) and weights → [B, n_observables]."""
@@ -146,6 +150,8 @@ class PennyLaneEngine(Engine):
     ) -> None:
         super().__init__()
         self.node = _Node(circuit, tuple(observables), device, shots, noise, diff_method)
+        self.shots, self.twice_differentiable = shots, self.node.by_backprop
+        self.mapped = self.node.by_backprop and self.node.device == "default.qubit"
 
     def forward(self, inputs: Tensor | None, weights: Weights) -> Tensor:
         """See `Engine.forward`; every observable is estimated from its own shots where there are shots."""
