@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import entry_points
 from typing import Any, Literal
 
 import torch
@@ -22,6 +23,8 @@ from advml.nn.quantum.simulator import PlainSimulator
 from advml.nn.quantum.tracing import Untraceable, trace
 
 EngineName = Literal["auto", "pennylane", "fast"]
+DiffMethod = Literal["best", "backprop", "adjoint", "parameter-shift", "finite-diff"]
+EXACT = ("default.qubit", "default.mixed")  # devices that torch can differentiate through
 Weights = Mapping[str, Tensor]
 
 
@@ -74,6 +77,21 @@ def make_engine(
     made = PennyLaneEngine(circuit, observables, device, shots, noise, diff_method)
     made.reason = reason if engine == "auto" else None
     return made
+
+
+def unserved(device: str, shots: int | None, noise: float, diff_method: DiffMethod) -> str | None:
+    """What PennyLane cannot do of what is asked for, as "KEY: what is wrong", or None; told without importing it."""
+    if device not in EXACT and device not in (known := entry_points(group="pennylane.plugins").names):
+        return f"device: PennyLane has no device {device}; use one of {', '.join(sorted({*known, *EXACT}))}, or install it"
+    if noise and device not in EXACT:
+        return f"noise: {device} has none; use device=default.qubit, or noise=0"
+    if diff_method in ("backprop", "adjoint") and shots is not None:
+        return f"diff_method: {diff_method} has no shots; use best or parameter-shift, or shots=null"
+    if diff_method == "backprop" and device not in EXACT:
+        return f"diff_method: backprop does not reach into {device}; use best, or device=default.qubit"
+    if diff_method == "adjoint" and (noise or device == "default.mixed"):
+        return "diff_method: adjoint needs pure states, and noise mixes them; use best, or noise=0"
+    return None
 
 
 def _beyond_fast(device: str, shots: int | None, noise: float, diff_method: str) -> str | None:
@@ -198,7 +216,7 @@ class _Node:
     @property
     def by_backprop(self) -> bool:
         """Only backpropagation differentiates a whole batch at once."""
-        simulated = self.device in ("default.qubit", "default.mixed") and self.shots is None
+        simulated = self.device in EXACT and self.shots is None
         return simulated and self.diff_method in ("best", "backprop")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Node:
