@@ -1,4 +1,4 @@
-"""What parts of a network cannot be asked to do; engines of circuits (advml/nn/quantum/engines.py) say it themselves."""
+"""What parts of a network cannot be asked to do; engines of circuits (nn/quantum/engines.py) say it themselves."""
 
 from __future__ import annotations
 

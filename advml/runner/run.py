@@ -191,8 +191,8 @@ class _Job:
                 loop.run()
                 if stop.by and progress.stopped_by == stop.by:
                     return _end(folder, log, "interrupted", progress.total, attempt, f"stopped by {stop.by}")
-                for name in uncounted(self.run.limits, self.budget.counts) if progress.total else ():
-                    self.note(f"advml: limits.{name}: this run counted none, so the limit could stop nothing")
+                for counter in uncounted(self.run.limits, self.budget.counts) if progress.total else ():
+                    self.note(f"advml: limits.{counter}: this run counted none, so the limit could stop nothing")
                 finish(folder, self.bound, loop, self.view)
                 self.world.dismiss()
                 return _end(folder, log, "completed", progress.total, attempt)

@@ -152,7 +152,7 @@ def test_the_circuit_is_drawn(shipped):
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"device": "nonsense"}, r"device: PennyLane has no device nonsense; use one of default\.clifford"),
+        ({"device": "nonsense"}, r"device: PennyLane has no nonsense; use one of default\.clifford"),
         ({"shots": 10, "diff_method": "backprop"}, "diff_method: backprop has no shots; use best"),
         ({"shots": 10, "diff_method": "adjoint"}, "diff_method: adjoint has no shots; use best"),
         ({"noise": 0.1, "device": "lightning.qubit"}, r"noise: lightning\.qubit has none; use device=default\.qubit"),

@@ -75,7 +75,7 @@ class QuantumKernel(Method):
         if not config.penalties:
             raise ConfigError("method.penalties: give at least one, like [1.0]")
         if len(self.data.train.target.unique()) < 2:
-            raise ConfigError("dataset.limit: all training examples are of one class, and the machine needs two; use more")
+            raise ConfigError("dataset.limit: all training examples are of one class, the machine needs two; use more")
         features = flat_size(self.data.spec)
         qubits = max(1, (features - 1).bit_length()) if config.circuit == "amplitude" else features
         self.weights = nn.ParameterDict()

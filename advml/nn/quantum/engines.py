@@ -82,7 +82,7 @@ def make_engine(
 def unserved(device: str, shots: int | None, noise: float, diff_method: DiffMethod) -> str | None:
     """What PennyLane cannot do of what is asked for, as "KEY: what is wrong", or None; told without importing it."""
     if device not in EXACT and device not in (known := entry_points(group="pennylane.plugins").names):
-        return f"device: PennyLane has no device {device}; use one of {', '.join(sorted({*known, *EXACT}))}, or install it"
+        return f"device: PennyLane has no {device}; use one of {', '.join(sorted({*known, *EXACT}))}, or install it"
     if noise and device not in EXACT:
         return f"noise: {device} has none; use device=default.qubit, or noise=0"
     if diff_method in ("backprop", "adjoint") and shots is not None:
