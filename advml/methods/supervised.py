@@ -109,7 +109,7 @@ class Supervised(Method):
                 start=start,
                 stop=stop,
                 total=total,
-                count=self.context.count,
+                count=self._count,
             )
             return Step(metrics, end_phase=self._has_stalled())
         indices = minibatches(
@@ -123,10 +123,16 @@ class Supervised(Method):
             settings=self.config,
             update=start,
             total=total,
-            count=self.context.count,
+            count=self._count,
             autocast=self.context.autocast,
         )
         return Step({"loss": loss}, end_phase=self._has_stalled())
+
+    def _count(self, **work: int) -> None:
+        """And the circuits that a quantum network runs for these examples."""
+        each = getattr(self.network, "circuits", 0)
+        circuits = {"circuits": each * work["samples"]} if each else {}
+        self.context.count(**circuits, **work)
 
     def _has_stalled(self) -> bool:
         return self.stopping.after(lambda: loss_in(self._measure("valid")))
@@ -228,8 +234,6 @@ class Rates(Supervised):
 
     def step(self, at: At) -> Step:
         """An epoch."""
-        if each := getattr(self.network, "circuits", 0):
-            self.context.count(circuits=each * len(self.data.train))
         if not self.config.rates:
             return super().step(at)
         if at.index == 0:

@@ -16,7 +16,7 @@ from advml.models.cnn import image_shape
 from advml.models.mlp import flat, flat_size
 from advml.nn.quantum.circuits import Circuit, CircuitName, largest, make_circuit
 from advml.nn.quantum.drawing import drawing
-from advml.nn.quantum.engines import Engine, EngineName, make_engine
+from advml.nn.quantum.engines import DiffMethod, Engine, EngineName, make_engine, unserved
 from advml.nn.quantum.observables import Observable, check_word, pauli_each, z_each, z_pairs
 
 Words = Annotated[tuple[str, ...], Len(1)]
@@ -39,7 +39,12 @@ class CircuitSettings:
     device: str
     shots: PositiveInt | None
     noise: Probability
-    diff_method: str
+    diff_method: DiffMethod
+
+    def __post_init__(self) -> None:
+        """Refuse what PennyLane would refuse in the middle of a run."""
+        if wrong := unserved(self.device, self.shots, self.noise, self.diff_method):
+            raise ValueError(wrong)
 
 
 @settings

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from advml.contracts import Batch, Network
+from advml.nn.abilities import Unsuited, unmapped
 from advml.nn.chain_sgd import ChainSgd
 from advml.nn.example_losses import ExampleLosses
 from advml.nn.optimisers import Optimiser, OptimiserSettings, make_optimiser
-from advml.nn.replicas import ENGINES, Batched, Parameters, Replicas, Unsuited, Vmapped
+from advml.nn.replicas import ENGINES, Batched, Parameters, Replicas, Vmapped
 
 LocalEngine = Literal["auto", "loop", "batched", "vmap"]
 CPU_CACHE, GPU_MEMORY, MOST = 2**22, 2**30, 64  # bytes of copies side by side, and how many copies at most
@@ -98,16 +99,13 @@ def side_by_side(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
 
 def local_replicas(network: Network, engine: LocalEngine) -> Replicas:
     """Copies of `network` with its running averages. Raises Unsuited where the engine does not serve it."""
-    recurrent = any(isinstance(module, nn.RNNBase) for module in network.modules())
-    if engine == "vmap" and recurrent:
-        raise Unsuited("engine: vmap does not serve recurrent layers; use loop")
     if engine != "auto":
         return ENGINES[engine](network, remember=True)
     try:
         return Batched(network, remember=True)
     except Unsuited:
         on_cpu = next(network.parameters()).device.type == "cpu"
-        return (Replicas if on_cpu or recurrent else Vmapped)(network, remember=True)
+        return (Replicas if on_cpu or unmapped(network) is not None else Vmapped)(network, remember=True)
 
 
 def copies_at_once(network: Network, replicas: Replicas) -> int:

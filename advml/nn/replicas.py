@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advml.contracts import Network, Spec
+from advml.nn.abilities import Unsuited, unmapped
 
 Parameters = dict[str, Tensor]
 """Name → [R, *shape]: a value for each of R copies."""
@@ -98,10 +99,6 @@ def _bare(network: Network, seen: _Seen, native: bool, remember: bool) -> Networ
 
 
 # --- engines ---
-
-
-class Unsuited(ValueError):
-    """The engine asked for does not serve this network; "engine: why"."""
 
 
 class Replicas:
@@ -188,6 +185,8 @@ class Vmapped(Replicas):
     engine = "vmap"
 
     def __init__(self, network: Network, remember: bool = False) -> None:
+        if (refused := unmapped(network)) is not None:
+            raise Unsuited(f"engine: vmap does not serve {refused}; use loop")
         self.seen = _Seen()
         self.network = _bare(network, self.seen, native=False, remember=remember)
         # On a CPU as many as stay in its cache, on a GPU as many as there are.
@@ -349,6 +348,8 @@ def make_replicas(network: Network, engine: Engine = "auto", examples: int | Seq
     try:
         return Batched(network)
     except Unsuited:
+        if unmapped(network) is not None:
+            return Replicas(network)
         on_cpu = next(network.parameters()).device.type == "cpu"
         sizes = [examples] if isinstance(examples, int) else examples
         return Mixed(network, sizes) if on_cpu else Vmapped(network)

@@ -32,6 +32,11 @@ class Budget:
             self.counts[name] = self.counts.get(name, 0) + int(amount)
 
 
+def uncounted(limits: Limits, counts: Mapping[str, int]) -> list[str]:
+    """The counters that have a limit and that nothing was added to."""
+    return [name for name in COUNTERS if getattr(limits, name) is not None and not counts.get(name)]
+
+
 def used_up(limits: Limits, steps: int, seconds: float, counts: Mapping[str, int]) -> str | None:
     """The first limit that has been reached, as `limits.samples=1000 reached (1024)`; None if none has."""
     done: Mapping[str, float] = {"steps": steps, "seconds": seconds, **counts}

@@ -24,7 +24,7 @@ from advml.data.source import Source, Whole, split
 from advml.errors import AdvmlError, ConfigError
 from advml.nn.products import keep_freed_memory
 from advml.runner import checkpoint, environment, files
-from advml.runner.budget import Budget
+from advml.runner.budget import Budget, uncounted
 from advml.runner.context import DTYPES, RunContext
 from advml.runner.finish import finish
 from advml.runner.fit import check_fit
@@ -205,6 +205,8 @@ class _Job:
                 loop.run()
                 if stop.by and progress.stopped_by == stop.by:
                     return _end(folder, log, "interrupted", progress.total, attempt, f"stopped by {stop.by}")
+                for counter in uncounted(self.run.limits, self.budget.counts) if progress.total else ():
+                    self.note(f"advml: limits.{counter}: this run counted none, so the limit could stop nothing")
                 finish(folder, self.bound, loop, self.view)
                 self.world.dismiss()
                 return _end(folder, log, "completed", progress.total, attempt)

@@ -76,7 +76,7 @@ def test_the_plateau(run_cli):
 @pytest.mark.parametrize(
     ("word", "reason"),
     [("method.qubits=[1]", "method.qubits: 1; give 2 to 14"), ("method.samples=1", "a variance needs at least 2"),
-     ("method.costs=[]", "must not be empty")],
+     ("method.qubits=[2,2]", "method.qubits: a size is given twice"), ("method.costs=[]", "must not be empty")],
 )  # fmt: skip
 def test_mistakes_are_told(run_cli, word, reason):
     said = run_cli("run", "method=barren_plateau", word, "progress=off")

@@ -112,6 +112,9 @@ def test_the_ratio_never_falls_and_every_graph_keeps_the_guarantee(run_cli):
     ("words", "reason"),
     [
         (("method.nodes=17",), "method.nodes=17: 2 to 16"),
+        (("method.graph=erdos_renyi", "method.probability=5"), "method.probability: must be less than or equal to 1"),
+        (("method.graph=ring", "method.nodes=2", "method.graphs=1"), "method.nodes=2: a ring needs 3"),
+        (("method.graph=ring",), "method.graphs=5: all would be this one; use method.graphs=1 or method.weights"),
         (("method.nodes=5",), "method.degree: there is no graph of 5 nodes with 3 neighbours"),
         (("method.graph=listed", "method.edges=[[0,0]]"), "two different nodes of 0 to 9"),
         (("method.graph=listed",), "a graph has no edge"),

@@ -90,3 +90,20 @@ def test_rates_need_patience(run_cli):
     said = run_cli("run", "method=qnn", "method.rates=[0.1]", "baselines=off", *QUIET)
     assert said.code == 2
     assert "method.rates: are compared by early stopping; set method.patience" in said.err
+
+
+@pytest.mark.parametrize("method", ["supervised", "qnn"])
+def test_a_limit_of_circuits_stops_what_runs_circuits(run_cli, method):
+    words = ("model=quantum", "dataset=iris_angles", "method.epochs=2", "limits.circuits=10", "baselines=off", *QUIET)
+    result = RunFolder(run_cli("run", f"method={method}", *words).last).result()
+    circuits = result["budget"]["circuits"]
+    assert circuits == result["budget"]["samples"] > 10
+    assert result["stopped_by"] == f"limits.circuits=10 reached ({circuits})"
+
+
+def test_a_limit_of_what_is_not_counted_is_told(run_cli):
+    words = ("method=supervised", "model=linear", "dataset=iris", "method.epochs=1", "baselines=off", *QUIET)
+    said = run_cli("run", *words, "limits.circuits=10")
+    assert said.code == 0
+    assert "limits.circuits: this run counted none, so the limit could stop nothing" in said.err
+    assert "counted none" not in run_cli("run", *words, "limits.samples=1000").err

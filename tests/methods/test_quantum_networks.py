@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch.func import functional_call
 
+from advml.errors import ConfigError
+
 SINE = (
     "dataset=sinusoid", "view=episodes_regression", "view.valid_tasks=4", "view.test_tasks=4", "method.block=4",
     "method.iterations=8", "method.tasks=3", "model=quantum", "model.qubits=2", "model.circuit=data_reuploading",
@@ -66,3 +68,44 @@ def test_presets_learn_digits(play, model):
     before = played.evaluate("train")
     after = played.go().evaluate("train")
     assert after["loss"] < 0.7 * before["loss"]
+
+
+OTHERS = {"model.shots": 20, "model.noise": 0.05, "model.device": "lightning.qubit"}
+
+
+@pytest.mark.parametrize("key", OTHERS)
+def test_circuits_that_vmap_cannot_go_through_are_looped_over(play, key):
+    few = ("view.shots=3", "view.queries=3", "method.steps=1", "method.eval_steps=1", f"{key}={OTHERS[key]}")
+    words = ("method=maml", *SINE, "view.valid_tasks=2", "view.test_tasks=2", "model.circuit=angle_ry",
+             "model.layers=1", *few, "method.iterations=1", "method.block=1", "method.tasks=2")  # fmt: skip
+    played = play(*words, "method.order=1")
+    assert played.method.replicas.engine == "loop"
+    fresh = copy.deepcopy(played.weights())
+    assert all((value != fresh[name]).any() for name, value in played.go().weights().items())
+    with pytest.raises(ConfigError, match=r"method\.engine: vmap does not serve circuits with shots.*use loop"):
+        play(*words, "method.order=1", "method.engine=vmap")
+    if key == "model.noise":  # by backpropagation still
+        return
+    with pytest.raises(ConfigError, match=r"method\.order=2: PennyLane differentiates this circuit once.*order=1"):
+        play(*words, "method.order=2")
+
+
+def test_an_exact_circuit_of_pennylane_is_vmapped(play):
+    words = ("method=maml", *SINE, "method.iterations=1", "method.block=1", "model.engine=pennylane")
+    runs = [play(*words, f"method.engine={engine}").go() for engine in ("loop", "vmap")]
+    for name, value in runs[1].weights().items():
+        assert torch.allclose(value, runs[0].weights()[name], atol=1e-9), name
+
+
+def test_shots_of_a_client_do_not_follow_from_what_its_process_did_before(play):
+    words = ("method=fedavg", "dataset=iris_angles", "dataset.limit=40", "view=clients", "view.clients=2",
+             "method.rounds=1", "method.batch_size=4", "model=quantum", "model.layers=1", "model.shots=5")  # fmt: skip
+    method = play(*words).method
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        found.append(method.local(0, [1], [1]).deltas)
+    assert found[0]
+    for name, rows in found[0].items():
+        assert torch.equal(rows, found[1][name]), name
+        assert rows.abs().max() > 0, name

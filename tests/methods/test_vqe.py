@@ -66,6 +66,8 @@ def test_a_ring_is_exact_with_half_as_many_layers_as_sites_and_not_with_fewer(ru
         (["method.problem=ising", "method.ising.qubits=[3]"], r"method\.ansatz=pair_excitation: is for 4 qubits"),
         (["method.problem=ising", "method.ising.qubits=[40]"], r"method\.ising\.qubits: 40; chains of 2 to 12"),
         (["method.problem=ising", "method.ising.fields=[]"], r"method\.ising: give at least one length"),
+        (["method.problem=ising", "method.ising.qubits=[4,4]"], r"method\.ising\.qubits: one is given twice"),
+        (["method.problem=ising", "method.ising.fields=[1.0,0.5,1.0]"], r"method\.ising\.fields: one is given twice"),
         (["method.hamiltonians=[]"], r"method\.hamiltonians: give at least one"),
         (["method.hamiltonians=[{at: 1, words: {ZZ: 1, Z: 2}}]"], r"at 1: give words of one length"),
         (["method.hamiltonians=[{at: 1, words: {ZQ: 1}}]"], r"at 1: ZQ: must be 2 letters"),

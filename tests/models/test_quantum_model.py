@@ -10,8 +10,10 @@ from torch.func import functional_call, vmap
 from advml.contracts import Classes, Nothing, Real, Spec
 from advml.models.build import build, from_recipe, rebuild
 from advml.nn.quantum.engines import FastEngine, PennyLaneEngine
+from advml.runner.finish import flops_estimate
 
 FLOWERS, PIXELS = Spec({"features": (4,)}, Classes(3)), Spec({"image": (1, 6, 6)}, Classes(2))
+ENGINES = ("fast", "pennylane")
 
 
 def inputs_of(spec, batch=5):
@@ -145,3 +147,31 @@ def test_the_circuit_is_drawn(shipped):
     assert drawn.text.count("RY") == 16
     assert drawn.text.count("╭●") == 9
     assert drawn.figure().axes[0].get_title() == "angle_ry, 4 qubits, 3 layers"
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"device": "nonsense"}, r"device: PennyLane has no nonsense; use one of default\.clifford"),
+        ({"shots": 10, "diff_method": "backprop"}, "diff_method: backprop has no shots; use best"),
+        ({"shots": 10, "diff_method": "adjoint"}, "diff_method: adjoint has no shots; use best"),
+        ({"noise": 0.1, "device": "lightning.qubit"}, r"noise: lightning\.qubit has none; use device=default\.qubit"),
+        ({"noise": 0.1, "diff_method": "adjoint"}, "diff_method: adjoint needs pure states"),
+        ({"device": "lightning.qubit", "diff_method": "backprop"}, r"diff_method: backprop does not reach into"),
+    ],
+)
+def test_what_pennylane_cannot_do_is_said_before_any_work(chosen, changes, said):
+    with pytest.raises(ValueError, match=said):
+        chosen("quantum", **changes)
+
+
+def test_an_unknown_way_to_differentiate_is_refused(run_cli):
+    said = run_cli("run", "method=qnn", "model.diff_method=bogus", "baselines=off", "progress=off")
+    assert said.code == 2
+    assert "model.diff_method: must be 'best', 'backprop'" in said.err
+
+
+def test_what_pennylane_computes_has_no_flops_estimate(chosen):
+    fast, by_pennylane = (build("quantum", chosen("quantum", engine=name)[1], FLOWERS, 0) for name in ENGINES)
+    assert flops_estimate(fast, 7) > 0
+    assert flops_estimate(by_pennylane, 7) is None

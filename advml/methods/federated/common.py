@@ -24,6 +24,7 @@ from advml.methods.federated import measuring
 from advml.methods.federated.channel import Rows, bytes_of
 from advml.methods.federated.extras import Extras, ExtraSettings
 from advml.methods.federated.together import updates_together
+from advml.nn.abilities import Unsuited, draws
 from advml.nn.example_losses import example_losses
 from advml.nn.local_training import (
     LocalEngine,
@@ -35,7 +36,7 @@ from advml.nn.local_training import (
     local_replicas,
 )
 from advml.nn.private_clients import train_client
-from advml.nn.replicas import Parameters, Unsuited, has_batch_norm
+from advml.nn.replicas import Parameters, has_batch_norm
 
 
 @settings
@@ -119,6 +120,8 @@ class Federated(Extras):
             self.example_privacy.count(round, {client: steps[client] for client in order})
         self.serve(round, total.total(), order)
         self.raise_counters(tally.counters)
+        if self.noisy:  # shots of a curve: by themselves they would depend on who trained here
+            torch.manual_seed(self.context.rng("curve", round).initial_seed())
         told = self.counted(tally, len(order), len(cohort) * self.downlink()) | self.end_round(round)
         return self.with_curve(at, told)
 
@@ -290,7 +293,7 @@ class Federated(Extras):
         losses = example_losses(config.loss, self.view.spec.target, config.label_smoothing)
         self.training = LocalTraining(self.replicas, losses, config)
         self.at_once = copies_at_once(self.network, self.replicas)
-        self.noisy = any(getattr(module, "p", 0) or getattr(module, "dropout", 0) for module in self.network.modules())
+        self.noisy = draws(self.network)
         self.set_up_extras(self.planned)
         self.personalised = False
         if self.own:

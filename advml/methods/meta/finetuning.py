@@ -14,10 +14,11 @@ from advml.contracts import Batch, Network
 from advml.data.episodes import Episodes, Tasks
 from advml.errors import ConfigError
 from advml.methods.meta.common import parts, task_losses
+from advml.nn.abilities import Unsuited
 from advml.nn.evaluation import evaluating
 from advml.nn.optimisers import Adam, Optimiser, Sgd
 from advml.nn.replica_training import start_from, train_copies
-from advml.nn.replicas import Engine, Replicas, Unsuited, make_replicas
+from advml.nn.replicas import Engine, Replicas, make_replicas
 from advml.nn.training import minibatches
 
 Orders = Callable[[int], torch.Generator]

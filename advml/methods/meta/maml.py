@@ -19,8 +19,9 @@ from advml.contracts import Batch, Classes, Context, Network
 from advml.data.episodes import Tasks
 from advml.errors import ConfigError
 from advml.methods.meta.common import MetaLearner, MetaSettings, examples_of, parts, task_losses
+from advml.nn.abilities import Unsuited, twice_differentiable
 from advml.nn.optimisers import make_optimiser
-from advml.nn.replicas import Engine, Parameters, Replicas, Unsuited, expand, make_replicas
+from advml.nn.replicas import Engine, Parameters, Replicas, expand, make_replicas
 
 
 @settings
@@ -263,6 +264,8 @@ class Maml(MetaLearner):
             mistakes.append("method.norm_per_step: needs method.steps of at least 2; use false")
         if config.first_order and config.order == 1:
             mistakes.append("method.first_order: method.order=1 is of first order throughout; use 0")
+        if config.order == 2 and not twice_differentiable(self.network):
+            mistakes.append("method.order=2: PennyLane differentiates this circuit once only; use method.order=1")
         if config.compile and config.multi_step:
             mistakes.append("method.compile: the weights of method.multi_step change each time; use 0")
         alone = [name for name, module in self.network.named_modules() if isinstance(module, nn.BatchNorm1d)]

@@ -49,6 +49,8 @@ class BarrenPlateau(Method):
                 raise ConfigError(f"method.qubits: {qubits}; give 2 to {LARGEST}, since the local cost reads two")
         if not config.qubits or not config.costs or not config.depths + config.depths_per_qubit:
             raise ConfigError("method.qubits, method.costs and one list of depths must not be empty")
+        if len(set(config.qubits)) != len(config.qubits):
+            raise ConfigError("method.qubits: a size is given twice; give each once")
         if config.samples < 2:
             raise ConfigError("method.samples: a variance needs at least 2")
         fixed = {f"depth{depth}": dict.fromkeys(config.qubits, depth) for depth in config.depths}

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor, nn
 
 from advml.artifacts import Artifact, Curve, Table
@@ -25,7 +26,7 @@ class Settings(OptimiserSettings):
     graph: Literal["regular", "erdos_renyi", "ring", "listed"]
     nodes: PositiveInt
     degree: PositiveInt
-    probability: PositiveFloat
+    probability: Annotated[float, Interval(gt=0, le=1)]
     edges: tuple[tuple[int, int], ...]
     weights: Literal["one", "uniform"]
     graphs: PositiveInt
@@ -53,6 +54,8 @@ class Qaoa(Method):
         config = self.config
         if not 2 <= config.nodes <= LARGEST:
             raise ConfigError(f"method.nodes={config.nodes}: 2 to {LARGEST}, whose cuts can all be searched")
+        if config.graph == "ring" and config.nodes == 2:
+            raise ConfigError("method.nodes=2: a ring needs 3; use more, or method.graph=listed method.edges=[[0,1]]")
         self.edges = [self._edges(number) for number in range(config.graphs)]
         self.weights = [self._weights(number) for number in range(config.graphs)]
         cuts = [maxcut.cut_values(e, w, config.nodes) for e, w in zip(self.edges, self.weights, strict=True)]
@@ -60,6 +63,10 @@ class Qaoa(Method):
         self.largest = self.cuts.amax(1)
         if not bool((self.largest > 0).all()):
             raise ConfigError("method.graph: a graph has no edge; use more edges, or another seed")
+        if config.graphs > 1 and config.graph in ("ring", "listed") and config.weights == "one":
+            raise ConfigError(
+                f"method.graphs={config.graphs}: all would be this one; use method.graphs=1 or method.weights=uniform"
+            )
         self.angles = nn.Parameter(self.cuts.new_zeros(config.graphs, 2, 2 * config.depth))  # γ, β of both searches
         self.best = self.cuts.new_zeros(config.graphs, 2 * config.depth)
         self.value = self._values(self.best.unsqueeze(1))[:, 0]  # ⟨C⟩ at the best angles so far

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -72,6 +74,8 @@ class QuantumKernel(Method):
         config = self.config
         if not config.penalties:
             raise ConfigError("method.penalties: give at least one, like [1.0]")
+        if len(self.data.train.target.unique()) < 2:
+            raise ConfigError("dataset.limit: all training examples are of one class, the machine needs two; use more")
         features = flat_size(self.data.spec)
         qubits = max(1, (features - 1).bit_length()) if config.circuit == "amplitude" else features
         self.weights = nn.ParameterDict()
@@ -85,7 +89,8 @@ class QuantumKernel(Method):
             self.engine = make_engine(circuit, pauli_each(qubits), config.engine).to(context.device)
             self.weights = nn.ParameterDict({name: nn.Parameter(self._drawn(name, shape))
                                              for name, shape in circuit.weights.items()})  # fmt: skip
-        self._check_alignment()
+        self._check_alignment(qubits)
+        config = self.config
         self.optimiser = make_optimiser(self.weights.values(), config)
         self.tried = torch.zeros(len(config.penalties), 2, dtype=torch.float64)  # accuracy, support vectors of each C
         self.fitted = 0
@@ -99,18 +104,28 @@ class QuantumKernel(Method):
             drawn = (2 * torch.rand(shape, generator=self.context.rng(name), dtype=torch.float64) - 1) * torch.pi
         return drawn.to(self.context.device, self.context.dtype)
 
-    def _check_alignment(self) -> None:
+    def _check_alignment(self, qubits: int) -> None:
         """Weights after the last input turn all states alike, and leave every overlap as it is."""
         config = self.config
         if not config.align:
             return
-        if config.kernel == "rbf" or not len(self.weights):
-            raise ConfigError("method.align: this kernel has no weights to be aligned; use method.align=0")
+        if config.align_batch_size < 2:
+            raise ConfigError("method.align_batch_size=1: one example has no kernel to align; use 2 or more")
         if config.kernel == "fidelity" and config.circuit != "data_reuploading":
             raise ConfigError(
                 f"method.align: {config.circuit} has its weights after the inputs, where overlaps do not see them; "
                 f"use method.circuit=data_reuploading, method.kernel=projected or method.align=0"
             )
+        if config.kernel == "rbf" or not sum(value.numel() for value in self.weights.values()):
+            raise ConfigError("method.align: this kernel has no weights to be aligned; use method.align=0")
+        if config.circuit != "data_reuploading" and not (config.entangle and qubits > 1):
+            # Not refused: what an aligned run is compared with may be the same circuit without these gates.
+            warnings.warn(
+                f"method.align: {config.circuit} without gates on two qubits turns all qubits' states alike, "
+                "which no kernel sees; nothing is aligned",
+                stacklevel=2,
+            )
+            self.config = replace(config, align=0)
 
     def phases(self) -> Sequence[Phase]:
         """Blocks of alignment, where it is asked for; then a step for each penalty."""
@@ -202,8 +217,8 @@ class QuantumKernel(Method):
         stop = min(start + config.block, config.align)
         values = []
         for iteration in range(start, stop):
-            drawn = torch.randperm(len(train), generator=self.context.rng("batch", iteration))
-            inputs, target, _ = train.batch(drawn[: config.align_batch_size].to(train.device))
+            drawn = torch.randperm(len(train), generator=self.context.rng("batch", iteration)).to(train.device)
+            inputs, target, _ = train.batch(of_two_classes(drawn, train.target, config.align_batch_size))
             self.optimiser.lr = learning_rate(config, iteration, config.align)
             self.optimiser.zero_grad()
             rows = self.embedded(inputs)
@@ -265,3 +280,13 @@ class QuantumKernel(Method):
         picture = Heatmap(values, names, names, "class", "class", title, "k(x, y)", 2, limits)
         table = [[penalty, *row] for penalty, row in zip(self.config.penalties, self.tried.tolist(), strict=True)]
         return {"penalties": Table(["C", "accuracy", "support vectors"], table[: self.fitted]), "kernel": picture}
+
+
+def of_two_classes(order: Tensor, target: Tensor, size: int) -> Tensor:
+    """The first `size` of an order of all examples [N]; the last is replaced if all of them are of one class.
+
+    The first example of another class takes its place: of one class alone the alignment is 0/0.
+    """
+    batch, others = order[:size], order[target[order] != target[order[0]]]
+    alone = bool((target[batch] == target[order[0]]).all())
+    return torch.cat([batch[:-1], others[:1]]) if alone else batch

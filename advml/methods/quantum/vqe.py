@@ -200,6 +200,9 @@ def problems_of(config: Settings) -> list[Problem]:
         ising = config.ising
         if not ising.qubits or not ising.fields:
             raise ConfigError("method.ising: give at least one length and one field, like qubits: [4], fields: [1.0]")
+        for key, values in (("qubits", ising.qubits), ("fields", [f"{field:g}" for field in ising.fields])):
+            if len(set(values)) != len(values):
+                raise ConfigError(f"method.ising.{key}: one is given twice; give each once")
         found = []
         for qubits in ising.qubits:
             if not 2 <= qubits <= LARGEST:

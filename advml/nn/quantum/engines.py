@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from importlib.metadata import entry_points
 from typing import Any, Literal
 
 import torch
@@ -22,16 +23,22 @@ from advml.nn.quantum.simulator import PlainSimulator
 from advml.nn.quantum.tracing import Untraceable, trace
 
 EngineName = Literal["auto", "pennylane", "fast"]
+DiffMethod = Literal["best", "backprop", "adjoint", "parameter-shift", "finite-diff"]
+EXACT = ("default.qubit", "default.mixed")  # devices that torch can differentiate through
 Weights = Mapping[str, Tensor]
 
 
 class Engine(nn.Module):
     """Expectation values of a circuit's observables.
 
-    `reason`: why PennyLane runs it although `engine=auto` was asked; None otherwise.
+    `reason`: why PennyLane runs it although `engine=auto` was asked; None otherwise. `shots`: how many are drawn, by
+    torch's generator; None = exact. `mapped`: torch.func.vmap can go through it.
     """
 
     reason: str | None = None
+    shots: int | None = None
+    mapped = True
+    twice_differentiable = True
 
     def forward(self, inputs: Tensor | None, weights: Weights) -> Tensor:
         """Inputs [B, F] (None: a circuit without inputs, B = 1) and weights → [B, n_observables]."""
@@ -70,6 +77,21 @@ def make_engine(
     made = PennyLaneEngine(circuit, observables, device, shots, noise, diff_method)
     made.reason = reason if engine == "auto" else None
     return made
+
+
+def unserved(device: str, shots: int | None, noise: float, diff_method: DiffMethod) -> str | None:
+    """What PennyLane cannot do of what is asked for, as "KEY: what is wrong", or None; told without importing it."""
+    if device not in EXACT and device not in (known := entry_points(group="pennylane.plugins").names):
+        return f"device: PennyLane has no {device}; use one of {', '.join(sorted({*known, *EXACT}))}, or install it"
+    if noise and device not in EXACT:
+        return f"noise: {device} has none; use device=default.qubit, or noise=0"
+    if diff_method in ("backprop", "adjoint") and shots is not None:
+        return f"diff_method: {diff_method} has no shots; use best or parameter-shift, or shots=null"
+    if diff_method == "backprop" and device not in EXACT:
+        return f"diff_method: backprop does not reach into {device}; use best, or device=default.qubit"
+    if diff_method == "adjoint" and (noise or device == "default.mixed"):
+        return "diff_method: adjoint needs pure states, and noise mixes them; use best, or noise=0"
+    return None
 
 
 def _beyond_fast(device: str, shots: int | None, noise: float, diff_method: str) -> str | None:
@@ -146,6 +168,8 @@ class PennyLaneEngine(Engine):
     ) -> None:
         super().__init__()
         self.node = _Node(circuit, tuple(observables), device, shots, noise, diff_method)
+        self.shots, self.twice_differentiable = shots, self.node.by_backprop
+        self.mapped = self.node.by_backprop and self.node.device == "default.qubit"
 
     def forward(self, inputs: Tensor | None, weights: Weights) -> Tensor:
         """See `Engine.forward`; every observable is estimated from its own shots where there are shots."""
@@ -192,7 +216,7 @@ class _Node:
     @property
     def by_backprop(self) -> bool:
         """Only backpropagation differentiates a whole batch at once."""
-        simulated = self.device in ("default.qubit", "default.mixed") and self.shots is None
+        simulated = self.device in EXACT and self.shots is None
         return simulated and self.diff_method in ("best", "backprop")
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Node:

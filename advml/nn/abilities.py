@@ -1,0 +1,30 @@
+"""What parts of a network cannot be asked to do; engines of circuits (nn/quantum/engines.py) say it themselves."""
+
+from __future__ import annotations
+
+from torch import nn
+
+
+class Unsuited(ValueError):
+    """The engine asked for does not serve this network; "engine: why"."""
+
+
+def unmapped(network: nn.Module) -> str | None:
+    """What torch.func.vmap cannot go through: recurrent layers, most circuits that PennyLane runs; None if nothing."""
+    for module in network.modules():
+        if isinstance(module, nn.RNNBase):
+            return "recurrent layers"
+        if not getattr(module, "mapped", True):
+            return "circuits with shots, noise, another device or another way to differentiate"
+    return None
+
+
+def twice_differentiable(network: nn.Module) -> bool:
+    """Are second derivatives right? PennyLane gives wrong ones without a word where it does not backpropagate."""
+    return all(getattr(module, "twice_differentiable", True) for module in network.modules())
+
+
+def draws(network: nn.Module) -> bool:
+    """Does it draw random numbers in training: dropout, or shots?"""
+    named = ("p", "dropout", "shots")
+    return any(getattr(module, name, 0) for module in network.modules() for name in named)
