@@ -89,6 +89,22 @@ def said(seeds=(0, 1, 2), reported=97.0, differences=(), changed=()):
             "environments": [{"source": None}], "date": "2026-01-01", "command": "advml study s"}  # fmt: skip
 
 
+@pytest.mark.parametrize(("overlaps", "words"), [
+    ({}, "over 3 seeds."),
+    ({"a, iris": 0.25, "b, iris": 0.25}, "corrected in iris for the examples that splits share (Nadeau and Bengio 2003)."),
+    ({"a, iris": 0.25, "b, iris": 0.25, "a, moons": 0.1}, "corrected for the examples"),
+])  # fmt: skip
+def test_which_intervals_are_corrected(overlaps, words):
+    document = said()
+    names = ["a, iris", "b, iris", "a, moons"]
+    document["rows"] = {
+        name: {**document["rows"]["ours"], "row": name[0], "column": name[3:],
+               **({"overlap": overlaps[name]} if name in overlaps else {})}
+        for name in names
+    }  # fmt: skip
+    assert words in as_markdown(document)
+
+
 SCORES = {"quick": [50.0, 60.0, 55.0], "slow": [90.0, None, 70.0], "never": [None, 80.0, None]}
 
 

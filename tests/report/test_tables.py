@@ -51,6 +51,17 @@ class TestCells:
         (note,) = said(comparison, "Each seed drew its own split")
         assert note.endswith("per training example: valid 0.333.")
 
+    def test_some_rows_drew_their_examples_anew(self, sweep):
+        for seed, accuracy in enumerate(SCORES["good"]):
+            for name in ("moons", "wine"):
+                data = {"dataset__name": name, "dataset__noise": 0.1}
+                sweep(f"{name}{seed}", seed=seed, accuracy=accuracy, split=(90, 30, seed), **data)
+        comparison = compare(gather([sweep.path]), ["valid/accuracy"])
+        moons, wine = (rows_of(comparison)[name].cells["valid/accuracy"].interval.half for name in ("moons", "wine"))
+        assert wine == pytest.approx(moons * math.sqrt((1 / 4 + 1 / 3) / (1 / 4)))
+        (note,) = said(comparison, "In row 2 each seed drew its own split")
+        assert note.endswith("valid 0.333.")
+
     def test_a_metric_that_some_seeds_lack(self, sweep):
         for seed in range(4):
             summary = {"forward": None if seed == 0 else 0.1 * seed}
