@@ -73,8 +73,12 @@ class Group:
 
     @property
     def problem(self) -> str:
-        """What must be equal for numbers to be comparable at all: the data set and the view of it."""
-        return canonical({key: value for key, value in self.settings.items() if of_problem(key)})
+        """What must be equal for numbers to be comparable at all: the data set and the view of it.
+
+        Null is no value: older runs lack keys that came since, and null is what those were like without them.
+        """
+        given = {key: value for key, value in self.settings.items() if of_problem(key) and value is not None}
+        return canonical(given)
 
 
 @dataclass(frozen=True)

@@ -220,6 +220,24 @@ class TestMarks:
                 sweep(f"{scenario}{seed}", seed=seed, view__name="stream", view__scenario=scenario)
         assert compare(gather([sweep.path])).differences == []
 
+    @pytest.mark.parametrize(("key", "values", "comparable"), [
+        ("dataset__noise", (0.0, 0.5), False),
+        ("dataset__keep_classes", ([0, 1], [3, 8]), False),
+        ("dataset__limit", (None, 100), False),  # limits the test examples too
+        ("dataset__normalise", ("unit", "angles"), True),
+        ("dataset__valid", (0.1, 0.3), True),
+        ("dataset__pca", (None, ...), True),  # a key that the older runs lack
+        ("dataset__later", (None, ...), True),
+    ])  # fmt: skip
+    def test_settings_of_the_data(self, sweep, key, values, comparable):
+        for number, value in enumerate(values):
+            for seed in range(3):
+                sweep(f"{number}-{seed}", seed=seed, accuracy=0.5 + 0.1 * number + 0.01 * seed, **{key: value})
+        comparison = compare(gather([sweep.path]), ["valid/accuracy"])
+        assert len(comparison.rows) == 2
+        assert bool(comparison.differences) is comparable
+        assert any(row.cells["valid/accuracy"].mark for row in comparison.rows) is comparable
+
     def test_an_unknown_direction(self, sweep):
         for lr in (1, 2):
             for seed in range(3):
