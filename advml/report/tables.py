@@ -190,9 +190,9 @@ def _about_intervals(rows: Sequence[Row], metrics: Sequence[Metric]) -> list[str
         )
     if corrected := [f"{split} {ratio:.3f}" for split, ratio in ratios.items() if ratio]:
         drawn = [str(row.number) for row in rows if any(overlap([row.group], split) for split in splits)]
-        each = "Each seed" if len(drawn) == len(rows) else f"In row{'s' * (len(drawn) > 1)} {', '.join(drawn)} each seed"
+        each = "Each" if len(drawn) == len(rows) else f"In row{'s' * (len(drawn) > 1)} {', '.join(drawn)} each"
         notes.append(
-            f"{each} drew its own split of one table, so intervals and tests are corrected for the examples that "
+            f"{each} seed drew its own split of one table, so intervals and tests are corrected for the examples that "
             f"runs share (Nadeau and Bengio 2003); per training example: {', '.join(corrected)}."
         )
     if len({row.group.problem for row in rows}) > 1:
