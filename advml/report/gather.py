@@ -14,7 +14,6 @@ from advml.report.keys import canonical, of_problem
 from advml.runner.folder import RunFolder, find
 from advml.runner.identity import INDIFFERENT, flattened
 
-
 DRAWN = ("moons", "circles", "shapes_captions")
 """Data sets that make their examples from the run's seed, all anew. It is not data.json that names them: with a new
 word in it, a run that began before could not be resumed. Data sets of others write `drawn` there.
@@ -95,8 +94,8 @@ class Gathered:
         return (*(one for group in self.groups for one in group.missing), *self.lost)
 
 
-def gather(paths: Sequence[Path]) -> Gathered:
-    """Everything below `paths`, each run once.
+def gather(paths: Sequence[Path], curves: bool = False) -> Gathered:
+    """Everything below `paths`, each run once. For `curves` runs need records that can be read, too.
 
     Raises ConfigError for a path without runs, AdvmlError where no run is completed.
     """
@@ -111,7 +110,7 @@ def gather(paths: Sequence[Path]) -> Gathered:
             mistakes.append(f"{path}: no run in it or below it; a run has config.yaml and status.json")
     if mistakes:
         raise ConfigError(mistakes)
-    read = [read_run(folder) for folder in folders.values()]
+    read = [read_run(folder, curves) for folder in folders.values()]
     runs = sorted((one for one in read if isinstance(one, Run)), key=lambda run: (run.ended, str(run.folder.path)))
     missing = [one for one in read if isinstance(one, Missing)]
     if not runs:
@@ -165,8 +164,11 @@ def settings_of(tree: Mapping[str, Any]) -> dict[str, Any]:
 # --- one run ------------------------------------------------------------------------------------------------------
 
 
-def read_run(folder: RunFolder) -> Run | Missing:
-    """A completed run, or why there is none. Never raises for what lies in the folder."""
+def read_run(folder: RunFolder, curves: bool = False) -> Run | Missing:
+    """A completed run, or why there is none: with `curves` also where its records are damaged.
+
+    Never raises for what lies in the folder.
+    """
     tree: Mapping[str, Any] | None = None
     try:
         tree = folder.tree()
@@ -183,6 +185,8 @@ def read_run(folder: RunFolder) -> Run | Missing:
             isinstance(objective.get(key), str) for key in ("metric", "split")
         ):
             raise ConfigError(f"{folder / 'result.json'}: damaged, its objective has no metric, split or mode")
+        if curves:
+            folder.records()
         ended = str(status.get("time", ""))
         return Run(folder, tree["seed"], tree, result, numbers(result), _splits(folder, tree), ended)
     except (AdvmlError, OSError) as error:

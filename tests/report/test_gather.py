@@ -149,6 +149,15 @@ def test_damaged_folders_are_reported_and_hurt_nobody(sweep, damage):
     assert [list(group.runs) for group in gathered.groups if group.runs] == [[0]]
 
 
+def test_damaged_records_hurt_who_draws_curves(sweep):
+    sweep("whole", seed=0)
+    (sweep("broken", seed=1) / "metrics.jsonl").write_text('{"step": 0, "phase": "a", "split": "valid"}\nno JSON\n')
+    assert gather([sweep.path]).missing == ()
+    (one,) = gather([sweep.path], curves=True).missing
+    assert (one.folder.path.name, one.state) == ("broken", "damaged")
+    assert one.reason.startswith("metrics.jsonl: damaged")
+
+
 class TestWrongPaths:
     def test_every_mistake_at_once(self, sweep, tmp_path):
         sweep("a")
