@@ -295,8 +295,9 @@ def _corrected(said: Mapping[str, Any]) -> str:
     wider = [name for name, row in said["rows"].items() if "overlap" in row]
     if not wider:
         return ""
-    places = dict.fromkeys(said["rows"][name].get("column", name) for name in wider)
-    where = "" if len(wider) == len(said["rows"]) else f" in {', '.join(places)}"
+    *most, last = dict.fromkeys(said["rows"][name].get("column", name) for name in wider)
+    places = f"{', '.join(most)} and {last}" if most else last
+    where = "" if len(wider) == len(said["rows"]) else f" in {places}"
     return f", corrected{where} for the examples that splits share (Nadeau and Bengio 2003)"
 
 
