@@ -33,6 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     from advml.commands.paths import one_of, paths_and_options
     from advml.report.gather import gather
     from advml.report.tables import compare
+    from advml.runner.files import write_text
 
     paths, given = paths_and_options("compare", arguments, ("metric", "against", "format", "out"))
     out = Path(given["out"]) if "out" in given else None
@@ -43,11 +44,12 @@ def main(arguments: Sequence[str]) -> int:
     comparison = compare(gathered, metrics, given.get("against"))
     for one in gathered.missing:
         print(f"advml: {one.folder.path}: {one.state}: {one.reason}", file=sys.stderr)
+    if out is not None:
+        out.parent.mkdir(parents=True, exist_ok=True)
     if form == "rich":
         _show(comparison, out)
         return 0
     from advml.report.formats import WRITERS
-    from advml.runner.files import write_text
 
     text = WRITERS[form](comparison)
     if out is None:

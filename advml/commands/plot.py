@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     out = Path(given["out"]) if "out" in given else Path("figures") if len(paths) > 1 else paths[0] / "figures"
     if out.exists() and not out.is_dir():
         raise ConfigError(f"out={out}: is no folder")
-    gathered = gather(paths)
+    gathered = gather(paths, curves=True)
     for one in gathered.missing:
         print(f"advml: {one.folder.path}: {one.state}: {one.reason}", file=sys.stderr)
     metrics = [name for name in given.get("metric", "").split(",") if name]

@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
     from advml.report.page import page
     from advml.runner.files import write_text
 
-    gathered = gather(paths)
+    gathered = gather(paths, curves=True)
     metrics = [name for name in given.get("metric", "").split(",") if name]
     command = shlex.join(["advml", "report", *arguments])
     html = page(gathered, metrics, given.get("against"), paths=paths, base=out.parent, command=command)

@@ -6,8 +6,8 @@ command runs what is missing and resumes what was cut short. At the end: what wa
   advml study                                        the studies there are
   advml study split_mnist download=true              run it, fetching its data
   advml study split_mnist data_dir=FOLDER sweep.jobs=2        two runs at a time, from files of your own
-  advml study split_mnist seed=0                     one seed in the place of the study's own
   advml study split_mnist method.iterations=100      a reduced study: it has a folder of its own, and says so
+  advml study split_mnist seed=0                     so has one seed in the place of the study's own
   advml study split_mnist out=docs/results           also write every number to docs/results/split_mnist.json
 
 sweep.seconds, sweep.memory_mb and sweep.fail_fast are as in advml sweep. The folder is the last line printed.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -43,9 +44,12 @@ def points(records: Sequence[Mapping[str, Any]], metric: str) -> dict[int, float
     """Step → value of `split/name`, without those measured on the best state; undefined values are left out."""
     split, _, name = metric.partition("/")
     return {
-        record["step"]: record[name]
+        record["step"]: value
         for record in records
-        if record.get("split") == split and record.get("state") != "best" and isinstance(record.get(name), int | float)
+        if record.get("split") == split
+        and record.get("state") != "best"
+        and isinstance(value := record.get(name), int | float)
+        and math.isfinite(value)
     }
 
 

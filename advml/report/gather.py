@@ -14,12 +14,18 @@ from advml.report.keys import canonical, of_problem
 from advml.runner.folder import RunFolder, find
 from advml.runner.identity import INDIFFERENT, flattened
 
+DRAWN = ("moons", "circles", "shapes_captions")
+"""Data sets that make their examples from the run's seed, all anew. It is not data.json that names them: with a new
+word in it, a run that began before could not be resumed. Data sets of others write `drawn` there.
+"""
+
 
 @dataclass(frozen=True)
 class Run:
     """A completed run. `numbers`: everything in result.json that is a number, by the names that `metric=` takes.
 
-    `splits`: split → (examples, hash of which they are), from data.json; empty where there is none.
+    `splits`: split → (examples, hash of which they are), from data.json; empty where there is none, and where all were
+    drawn anew.
     """
 
     folder: RunFolder
@@ -66,8 +72,12 @@ class Group:
 
     @property
     def problem(self) -> str:
-        """What must be equal for numbers to be comparable at all: the data set and the view of it."""
-        return canonical({key: value for key, value in self.settings.items() if of_problem(key)})
+        """What must be equal for numbers to be comparable at all: the data set and the view of it.
+
+        Null is no value: older runs lack keys that came since, and null is what those were like without them.
+        """
+        given = {key: value for key, value in self.settings.items() if of_problem(key) and value is not None}
+        return canonical(given)
 
 
 @dataclass(frozen=True)
@@ -84,8 +94,8 @@ class Gathered:
         return (*(one for group in self.groups for one in group.missing), *self.lost)
 
 
-def gather(paths: Sequence[Path]) -> Gathered:
-    """Everything below `paths`, each run once.
+def gather(paths: Sequence[Path], curves: bool = False) -> Gathered:
+    """Everything below `paths`, each run once. For `curves` runs need records that can be read, too.
 
     Raises ConfigError for a path without runs, AdvmlError where no run is completed.
     """
@@ -100,7 +110,7 @@ def gather(paths: Sequence[Path]) -> Gathered:
             mistakes.append(f"{path}: no run in it or below it; a run has config.yaml and status.json")
     if mistakes:
         raise ConfigError(mistakes)
-    read = [read_run(folder) for folder in folders.values()]
+    read = [read_run(folder, curves) for folder in folders.values()]
     runs = sorted((one for one in read if isinstance(one, Run)), key=lambda run: (run.ended, str(run.folder.path)))
     missing = [one for one in read if isinstance(one, Missing)]
     if not runs:
@@ -154,8 +164,11 @@ def settings_of(tree: Mapping[str, Any]) -> dict[str, Any]:
 # --- one run ------------------------------------------------------------------------------------------------------
 
 
-def read_run(folder: RunFolder) -> Run | Missing:
-    """A completed run, or why there is none. Never raises for what lies in the folder."""
+def read_run(folder: RunFolder, curves: bool = False) -> Run | Missing:
+    """A completed run, or why there is none: with `curves` also where its records are damaged.
+
+    Never raises for what lies in the folder.
+    """
     tree: Mapping[str, Any] | None = None
     try:
         tree = folder.tree()
@@ -172,8 +185,10 @@ def read_run(folder: RunFolder) -> Run | Missing:
             isinstance(objective.get(key), str) for key in ("metric", "split")
         ):
             raise ConfigError(f"{folder / 'result.json'}: damaged, its objective has no metric, split or mode")
+        if curves:
+            folder.records()
         ended = str(status.get("time", ""))
-        return Run(folder, tree["seed"], tree, result, numbers(result), _splits(folder), ended)
+        return Run(folder, tree["seed"], tree, result, numbers(result), _splits(folder, tree), ended)
     except (AdvmlError, OSError) as error:
         reason = str(error).splitlines()[0].removeprefix(f"{folder.path}/")
         return Missing(folder, "damaged", reason, tree)
@@ -203,18 +218,33 @@ def numbers(result: Mapping[str, Any]) -> dict[str, float]:
     }
 
 
-def _splits(folder: RunFolder) -> dict[str, tuple[int, str]]:
-    """What data.json says of each split; a run without data, or with a damaged file, says nothing."""
+def _splits(folder: RunFolder, tree: Mapping[str, Any]) -> dict[str, tuple[int, str]]:
+    """What data.json says of each split; a run without data, or with a damaged file, says nothing.
+
+    Nor does one whose examples were drawn anew: their places in what was drawn differ by seed, but none is shared.
+    """
     try:
         said = json.loads((folder / "data.json").read_text())
     except (OSError, ValueError):
         return {}
+    if not isinstance(said, dict) or said.get("drawn") is True or _drawn(tree.get("dataset")):
+        return {}
     found = {}
     for split in ("train", "valid", "test"):
-        part = said.get(split) if isinstance(said, dict) else None
+        part = said.get(split)
         if isinstance(part, dict) and isinstance(part.get("examples"), int) and "index_sha256" in part:
             found[split] = (part["examples"], str(part["index_sha256"]))
     return found
+
+
+def _drawn(dataset: Any) -> bool:
+    """Does this data set make its examples anew for each seed? Without noise moons and circles have the same points."""
+    if not isinstance(dataset, Mapping):
+        return False
+    names = dataset.get("parts", [dataset.get("name")])  # of a series: the data sets it is made of
+    if not isinstance(names, list) or not all(name in DRAWN for name in names):
+        return False
+    return dataset.get("noise") != 0
 
 
 def overlap(groups: Sequence[Group], split: str | None) -> float:

@@ -77,9 +77,16 @@ def _fixed(value: Any) -> str:
     return json.dumps(value, sort_keys=True, default=str)
 
 
+HOW = ("dataset.normalise", "dataset.pca", "dataset.valid")
+"""Keys of data sets that leave the test examples as they are: how inputs are prepared, how many train."""
+
+
 def of_problem(key: str) -> bool:
-    """Does the key say what is learnt (the data set, the view of it), and not how?"""
-    return key == "dataset.name" or key.startswith("view.")
+    """Does the key say what is learnt (the data set, the view of it), and not how?
+
+    `dataset.limit` and `dataset.split_seed` do: under another value a run is tested on other examples.
+    """
+    return key.startswith(("dataset.", "view.")) and key not in HOW
 
 
 def heading(key: str) -> str:

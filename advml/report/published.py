@@ -271,9 +271,7 @@ def notes(said: Mapping[str, Any]) -> Iterator[str]:
     if changed := [word for word in said["changed"] if not word.startswith("device=")]:
         yield f"Not the published setting: changed by {', '.join(changed)}."
     if len(said["seeds"]) > 1:
-        corrected = any("overlap" in row for row in said["rows"].values())
-        how = ", corrected for the examples that splits share (Nadeau and Bengio 2003)" if corrected else ""
-        yield f"Mean ± half of the 95 % t-interval over {len(said['seeds'])} seeds{how}."
+        yield f"Mean ± half of the 95 % t-interval over {len(said['seeds'])} seeds{_corrected(said)}."
     if any("of" in row.get(name, ()) for row in said["rows"].values() for name in _all(said)):
         yield (
             "Where not all seeds have a number (a target was not reached) there is neither a mean nor a difference; "
@@ -290,6 +288,17 @@ def notes(said: Mapping[str, Any]) -> Iterator[str]:
     commits = ", ".join(sorted(str(commit)[:10] for commit in sources if commit)) or "no checkout"
     dirty = any((one.get("source") or {}).get("dirty") for one in said["environments"])
     yield f"Measured {said['date']} at {commits}{' with changes' if dirty else ''}: `{said['command']}`."
+
+
+def _corrected(said: Mapping[str, Any]) -> str:
+    """Which intervals are wider, if any: those of all rows, or of some columns, or of some rows."""
+    wider = [name for name, row in said["rows"].items() if "overlap" in row]
+    if not wider:
+        return ""
+    *most, last = dict.fromkeys(said["rows"][name].get("column", name) for name in wider)
+    places = f"{', '.join(most)} and {last}" if most else last
+    where = "" if len(wider) == len(said["rows"]) else f" in {places}"
+    return f", corrected{where} for the examples that splits share (Nadeau and Bengio 2003)"
 
 
 def as_markdown(said: Mapping[str, Any]) -> str:

@@ -189,8 +189,10 @@ def _about_intervals(rows: Sequence[Row], metrics: Sequence[Metric]) -> list[str
             "not as larger than any."
         )
     if corrected := [f"{split} {ratio:.3f}" for split, ratio in ratios.items() if ratio]:
+        drawn = [str(row.number) for row in rows if any(overlap([row.group], split) for split in splits)]
+        each = "Each" if len(drawn) == len(rows) else f"In row{'s' * (len(drawn) > 1)} {', '.join(drawn)} each"
         notes.append(
-            "Each seed drew its own split of one table, so intervals and tests are corrected for the examples that "
+            f"{each} seed drew its own split of one table, so intervals and tests are corrected for the examples that "
             f"runs share (Nadeau and Bengio 2003); per training example: {', '.join(corrected)}."
         )
     if len({row.group.problem for row in rows}) > 1:

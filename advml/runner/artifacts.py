@@ -6,12 +6,14 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from advml.artifacts import Artifact, Curve, Drawing, Graph, Heatmap, Histogram, Json, Table
-from advml.contracts import Objective, Record
 from advml.runner import files
 from advml.runner.folder import RunFolder
+
+if TYPE_CHECKING:  # contracts are torch's, which takes seconds; who only reads artifacts does without
+    from advml.contracts import Objective, Record
 
 
 def write(folder: RunFolder, made: Mapping[str, Artifact], draw: bool) -> None:

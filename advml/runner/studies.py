@@ -108,7 +108,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Study:
-    """A checked study. `changed`: overrides of the user that change what is computed. `jobs`: cell → a job per seed.
+    """A checked study. `changed`: overrides of the user that change what is computed, other seeds than the study's own
+    among them. `jobs`: cell → a job per seed.
 
     `command`: the shortest that computes the same; where data lie and how jobs are carried out is not in it.
     """
@@ -152,12 +153,12 @@ def plan(name: str, arguments: Sequence[str]) -> Study:
             mistakes |= dict.fromkeys(error.mistakes)
     if mistakes:
         raise ConfigError(mistakes)
-    changed = tuple(telling([word.lstrip("+") for word in words]))
+    own = [] if sorted(seeds) == sorted(asked.seeds) else [f"seed={','.join(map(str, sorted(seeds)))}"]
+    changed = (*telling([word.lstrip("+") for word in words]), *own)
     differing = hashlib.sha256("\n".join(sorted(changed)).encode()).hexdigest()[:HASH_LENGTH]
     label = f"{name}-{differing}" if changed else name
     folder = Path(bound.run.outputs).absolute() / "studies" / label
-    own = [f"seed={','.join(map(str, seeds))}"] if seeds != list(asked.seeds) else []
-    command = shlex.join(["advml", "study", name, *changed, *own])
+    command = shlex.join(["advml", "study", name, *options, *changed])
     jobs = {
         cell: tuple(
             Job(f"{cell}, seed {one.tree['seed']}", job_folder(folder, [cell, f"seed={one.tree['seed']}"], one.tree),

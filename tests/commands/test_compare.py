@@ -71,7 +71,7 @@ class TestOutput:
         assert run_cli("compare", "sweep", f"format={form}").out.startswith(start)
 
     @pytest.mark.parametrize(("name", "start"), [
-        ("a.csv", "row,"), ("a.md", "| #"), ("a.tex", "% "), ("a.txt", "| #"),
+        ("a.csv", "row,"), ("a.md", "| #"), ("a.tex", "% "), ("a.txt", "| #"), ("new/folder/a.md", "| #"),
     ])  # fmt: skip
     def test_into_a_file(self, sweep, run_cli, name, start):
         said = run_cli("compare", "sweep", f"out={name}")
@@ -79,8 +79,8 @@ class TestOutput:
         assert Path(name).read_text().startswith(start)
 
     def test_a_rich_table_into_a_file(self, sweep, run_cli):
-        run_cli("compare", "sweep", "out=a.txt", "format=rich")
-        text = Path("a.txt").read_text()
+        run_cli("compare", "sweep", "out=new/a.txt", "format=rich")
+        text = Path("new/a.txt").read_text()
         assert text.startswith("┏")
         assert "\x1b" not in text
 

@@ -1,5 +1,7 @@
 """advml plot: from run folders to files."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,13 @@ def test_missing_runs_are_named(sweep, run_cli):
     assert said.err == f"advml: {sweep}/broken: interrupted: at step 4\n"
 
 
+def test_damaged_records_are_named_and_left_out(sweep, run_cli):
+    (sweep / "0.1-1/metrics.jsonl").write_text("no JSON\n")
+    said = run_cli("plot", "sweep", "kind=bars", "metric=test/loss")
+    assert said.code == 0
+    assert said.err.startswith(f"advml: {sweep}/0.1-1: damaged: metrics.jsonl: damaged")
+
+
 WRONG = {
     "no path": ("", ["plot: name at least one run or folder of runs (see: advml list runs)"]),
     "unknown kind": ("sweep kind=bar", ["kind=bar: advml plot knows curves, bars, heatmap, budget, parallel, "
@@ -75,3 +84,8 @@ def test_wrong_words(sweep, run_cli, name):
     for line, start in zip(said.err.splitlines(), lines, strict=True):
         assert line.startswith(f"advml: {start}")
     assert not Path("sweep/figures").exists()
+
+
+def test_torch_is_not_imported(sweep):
+    program = "import sys; from advml.cli import main; sys.exit(main(['plot', 'sweep']) or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0

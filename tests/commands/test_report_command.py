@@ -1,5 +1,7 @@
 """advml report: from run folders to a page, and what is said where that cannot be."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -35,6 +37,14 @@ def test_where_the_page_goes(sweep, run_cli, words, file):
     said = run_cli("report", *words)
     assert (said.code, said.last) == (0, file)
     assert Path(file).read_text().startswith("<!DOCTYPE html>")
+
+
+def test_damaged_records_are_named_and_left_out(sweep, run_cli):
+    (sweep / "0.1-1/metrics.jsonl").write_text("no JSON\n")
+    said = run_cli("report", "sweep")
+    assert said.code == 0
+    assert f"advml: {sweep}/0.1-1: damaged: metrics.jsonl: damaged" in said.err
+    assert "1 damaged" in Path("sweep/report.html").read_text()
 
 
 def test_missing_runs_are_named_metrics_and_rows_chosen(sweep, run_cli):
@@ -76,3 +86,7 @@ def test_nothing_completed(inside, run_cli):
     assert (said.code, said.out) == (1, "")
     assert said.err == "advml: sweep: no run is completed (1 failed); nothing to compare\n"
 
+
+def test_torch_is_not_imported(sweep):
+    program = "import sys; from advml.cli import main; sys.exit(main(['report', 'sweep']) or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True).returncode == 0

@@ -232,6 +232,12 @@ class TestPersonal:
         assert found["personal_accuracy"] != found["client_accuracy"]
 
 
+@pytest.mark.parametrize("method", ["fedavg", "ditto", "centralised"])
+def test_without_test_examples_no_scores_are_spread(play, method):
+    played = federated(play, method, "dataset.test=0", "method.rounds=1").go()
+    assert "client_accuracy" not in played.method.artifacts([])
+
+
 def test_centralised(play):
     """Mini-batch descent on the pooled examples: m/K E ⌈N/B⌉ updates a round, of 5 clients m = 2; one optimiser."""
     words = ("method.momentum=0.5", "method.batch_size=20", "method.lr=0.05", "method.epochs=1")

@@ -29,7 +29,8 @@ class TestPoints:
     def test_of_one_split_and_the_last_state(self):
         records = [
             {"step": 0, "split": "valid", "accuracy": 0.1}, {"step": 1, "split": "train", "accuracy": 0.9},
-            {"step": 2, "split": "valid", "accuracy": None}, {"step": 3, "split": "valid", "accuracy": 0.3},
+            {"step": 2, "split": "valid", "accuracy": None}, {"step": 4, "split": "valid", "accuracy": float("nan")},
+            {"step": 3, "split": "valid", "accuracy": 0.3},
             {"step": 3, "split": "test", "state": "last", "accuracy": 0.4},
             {"step": 3, "split": "test", "state": "best", "accuracy": 0.5},
         ]  # fmt: skip

@@ -149,6 +149,15 @@ def test_damaged_folders_are_reported_and_hurt_nobody(sweep, damage):
     assert [list(group.runs) for group in gathered.groups if group.runs] == [[0]]
 
 
+def test_damaged_records_hurt_who_draws_curves(sweep):
+    sweep("whole", seed=0)
+    (sweep("broken", seed=1) / "metrics.jsonl").write_text('{"step": 0, "phase": "a", "split": "valid"}\nno JSON\n')
+    assert gather([sweep.path]).missing == ()
+    (one,) = gather([sweep.path], curves=True).missing
+    assert (one.folder.path.name, one.state) == ("broken", "damaged")
+    assert one.reason.startswith("metrics.jsonl: damaged")
+
+
 class TestWrongPaths:
     def test_every_mistake_at_once(self, sweep, tmp_path):
         sweep("a")
@@ -203,6 +212,29 @@ class TestOverlap:
         assert overlap([own], "test") == overlap([own], "valid") == overlap([same, own], "test") == 0.25
         assert overlap([same], "test") == overlap([none], "test") == 0.0
         assert overlap([own], "train") == overlap([own], None) == 0.0
+
+    @pytest.mark.parametrize(("settings", "ratio"), [
+        ({"name": "digits"}, 0.25),
+        ({"name": "moons", "noise": 0.1}, 0.0),
+        ({"name": "moons", "noise": 0.0}, 0.25),  # the same points for every seed: a table
+        ({"name": "circles", "noise": 0.3}, 0.0),
+        ({"name": "shapes_captions"}, 0.0),
+        ({"name": "series", "parts": ["moons", "circles"], "noise": 0.1}, 0.0),
+        ({"name": "series", "parts": ["moons", "digits"], "noise": 0.1}, 0.25),
+        ("moons", 0.25),  # no configuration that anybody knows
+    ])  # fmt: skip
+    def test_examples_drawn_anew_are_not_shared(self, sweep, settings, ratio):
+        """However different the places are that each seed chose in what it drew."""
+        for seed in range(3):
+            sweep(str(seed), seed=seed, split=(80, 20, seed), dataset=settings)
+        gathered = gather([sweep.path])
+        assert overlap(gathered.groups, "test") == overlap(gathered.groups, "valid") == ratio
+
+    def test_a_data_set_of_others_says_that_it_draws(self, sweep):
+        for seed in range(3):
+            path = sweep(str(seed), seed=seed, split=(80, 20, seed)) / "data.json"
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"drawn": True}))
+        assert overlap(gather([sweep.path]).groups, "test") == 0.0
 
     def test_a_damaged_record_of_the_data_says_nothing(self, sweep):
         for seed, content in enumerate(("", "[]", '{"test": 3, "train": {"examples": "many"}}', "\x00")):

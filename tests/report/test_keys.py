@@ -2,7 +2,7 @@
 
 import pytest
 
-from advml.report.keys import ABSENT, differing, ordered, shown
+from advml.report.keys import ABSENT, differing, of_problem, ordered, shown
 
 
 def flat(method="a", **more):
@@ -53,6 +53,16 @@ class TestDiffering:
         assert differing([flat(method__k=1), flat(method__k="1")])[0] == ["method.k"]
         assert differing([flat(method__k=1), flat(method__k=True)])[0] == ["method.k"]
         assert differing([flat(method__k=[1, 2]), flat(method__k=[1, 3])])[0] == ["method.k"]
+
+
+@pytest.mark.parametrize(("key", "expected"), [
+    ("dataset.name", True), ("dataset.noise", True), ("dataset.keep_classes", True), ("dataset.test", True),
+    ("dataset.limit", True), ("dataset.split_seed", True), ("view.tasks", True),
+    ("dataset.normalise", False), ("dataset.pca", False), ("dataset.valid", False), ("method.lr", False),
+    ("model.name", False),
+])  # fmt: skip
+def test_what_is_learnt_and_how(key, expected):
+    assert of_problem(key) is expected
 
 
 @pytest.mark.parametrize(("value", "text"), [

@@ -29,6 +29,10 @@ def load(path):
 
 @pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.stem)
 class TestShipped:
+    def test_nothing_is_corrected_where_examples_are_drawn_anew(self, path):
+        of = [load(path)["rows"][one] for one in load(path)["rows"] if one.endswith((", moons", ", circles"))]
+        assert not any("overlap" in row for row in of)
+
     def test_means_and_intervals_are_those_of_the_runs(self, path):
         said = load(path)
         for row in said["rows"].values():
@@ -87,6 +91,23 @@ def said(seeds=(0, 1, 2), reported=97.0, differences=(), changed=()):
     return {"study": "s", "title": "S", "source": "nobody 2020", "metric": "test/accuracy", "unit": "%", "also": [],
             "seeds": list(seeds), "rows": {"ours": row}, "differences": list(differences), "changed": list(changed),
             "environments": [{"source": None}], "date": "2026-01-01", "command": "advml study s"}  # fmt: skip
+
+
+@pytest.mark.parametrize(("overlaps", "words"), [
+    ({}, "over 3 seeds."),
+    ({"a, iris": 0.25, "b, iris": 0.25}, "corrected in iris for the examples that splits share (Nadeau and"),
+    ({"a, iris": 0.25, "a, moons": 0.1}, "corrected in iris and moons for"),
+    ({"a, iris": 0.25, "b, iris": 0.25, "a, moons": 0.1}, "corrected for the examples"),
+])  # fmt: skip
+def test_which_intervals_are_corrected(overlaps, words):
+    document = said()
+    names = ["a, iris", "b, iris", "a, moons"]
+    document["rows"] = {
+        name: {**document["rows"]["ours"], "row": name[0], "column": name[3:],
+               **({"overlap": overlaps[name]} if name in overlaps else {})}
+        for name in names
+    }  # fmt: skip
+    assert words in as_markdown(document)
 
 
 SCORES = {"quick": [50.0, 60.0, 55.0], "slow": [90.0, None, 70.0], "never": [None, 80.0, None]}

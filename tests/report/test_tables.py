@@ -51,6 +51,17 @@ class TestCells:
         (note,) = said(comparison, "Each seed drew its own split")
         assert note.endswith("per training example: valid 0.333.")
 
+    def test_some_rows_drew_their_examples_anew(self, sweep):
+        for seed, accuracy in enumerate(SCORES["good"]):
+            for name in ("moons", "wine"):
+                data = {"dataset__name": name, "dataset__noise": 0.1}
+                sweep(f"{name}{seed}", seed=seed, accuracy=accuracy, split=(90, 30, seed), **data)
+        comparison = compare(gather([sweep.path]), ["valid/accuracy"])
+        moons, wine = (rows_of(comparison)[name].cells["valid/accuracy"].interval.half for name in ("moons", "wine"))
+        assert wine == pytest.approx(moons * math.sqrt((1 / 4 + 1 / 3) / (1 / 4)))
+        (note,) = said(comparison, "In row 2 each seed drew its own split")
+        assert note.endswith("valid 0.333.")
+
     def test_a_metric_that_some_seeds_lack(self, sweep):
         for seed in range(4):
             summary = {"forward": None if seed == 0 else 0.1 * seed}
@@ -208,6 +219,24 @@ class TestMarks:
             for seed in range(3):
                 sweep(f"{scenario}{seed}", seed=seed, view__name="stream", view__scenario=scenario)
         assert compare(gather([sweep.path])).differences == []
+
+    @pytest.mark.parametrize(("key", "values", "comparable"), [
+        ("dataset__noise", (0.0, 0.5), False),
+        ("dataset__keep_classes", ([0, 1], [3, 8]), False),
+        ("dataset__limit", (None, 100), False),  # limits the test examples too
+        ("dataset__normalise", ("unit", "angles"), True),
+        ("dataset__valid", (0.1, 0.3), True),
+        ("dataset__pca", (None, ...), True),  # a key that the older runs lack
+        ("dataset__later", (None, ...), True),
+    ])  # fmt: skip
+    def test_settings_of_the_data(self, sweep, key, values, comparable):
+        for number, value in enumerate(values):
+            for seed in range(3):
+                sweep(f"{number}-{seed}", seed=seed, accuracy=0.5 + 0.1 * number + 0.01 * seed, **{key: value})
+        comparison = compare(gather([sweep.path]), ["valid/accuracy"])
+        assert len(comparison.rows) == 2
+        assert bool(comparison.differences) is comparable
+        assert any(row.cells["valid/accuracy"].mark for row in comparison.rows) is comparable
 
     def test_an_unknown_direction(self, sweep):
         for lr in (1, 2):

@@ -92,9 +92,20 @@ class TestPlan:
     def test_what_changes_results_has_a_folder_of_its_own_and_says_so(self, studied):
         study = plan("mine", ["method.epochs=1", "seed=4,5"])
         assert study.folder.name.startswith("mine-")
-        assert study.changed == ("method.epochs=1",)
+        assert study.changed == ("method.epochs=1", "seed=4,5")
         assert study.command == "advml study mine method.epochs=1 seed=4,5"
         assert [job.tree["seed"] for job in study.every_job] == [4, 4, 5, 5]
+
+    def test_other_seeds_are_another_study(self, studied):
+        study = plan("mine", ["seed=0,1"])
+        assert (study.changed, study.command) == (("seed=0,1",), "advml study mine seed=0,1")
+        assert study.folder.name.startswith("mine-")
+        assert plan("mine", ["seed=1,0"]).folder == study.folder
+        assert plan("mine", ["seed=2,1,0"]).folder.name == "mine"
+
+    def test_options_are_part_of_the_command(self, studied, inside):
+        study = plan("mine", ["--config-dir", "own"])
+        assert (study.folder.name, study.command) == ("mine", "advml study mine --config-dir own")
 
     @pytest.mark.parametrize("words", [["seed=x"], ["seed=1,1"], ["sweep.name=a"], ["method.epoch=1"], ["epochs"]])
     def test_mistakes(self, words, studied):
@@ -159,7 +170,7 @@ class TestStudy:
         assert died.code == 9, died.err
         ended = forks.run("cli", *words, cwd=inside)
         assert ended.code == 0, ended.err
-        runs = [RunFolder.open(path.parent) for path in inside.glob("outputs/studies/mine/*/config.yaml")]
+        runs = [RunFolder.open(path.parent) for path in inside.glob("outputs/studies/mine-*/*/config.yaml")]
         assert sorted(run.status()["attempt"] for run in runs) == [1, 1, 1, 2]
 
     def test_a_run_that_fails_gives_no_document(self, studied, run_cli, inside):

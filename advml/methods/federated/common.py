@@ -371,7 +371,9 @@ class Federated(Extras):
         return network
 
     def spread(self) -> Mapping[str, Artifact]:
-        """The clients' own scores, by the global network and by their own."""
+        """The clients' own scores, by the global network and by their own; nothing without test examples."""
+        if not len(self.view.test):
+            return {}
         scores = {"the global network": measuring.global_scores(self.result(), self.view, "test")}
         if self.personalised:
             scores["their own"] = self.personal_scores("test")

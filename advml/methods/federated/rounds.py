@@ -98,7 +98,9 @@ class Rounds(Method):
         return measuring.of_all(self.result(), self.view, split)
 
     def spread(self) -> Mapping[str, Artifact]:
-        """The clients' own scores."""
+        """The clients' own scores; nothing without test examples."""
+        if not len(self.view.test):
+            return {}
         return measuring.spread(self.view, {"the network": measuring.global_scores(self.result(), self.view, "test")})
 
     def result(self) -> Network:
