@@ -94,6 +94,11 @@ def side_by_side(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     return index, weight
 
 
+def draw_from(noise: torch.Generator) -> None:
+    """What dropout and shots draw from now on follows from `noise`, not from what the process did before."""
+    torch.manual_seed(noise.initial_seed())
+
+
 # --- engines ------------------------------------------------------------------------------------------------------
 
 
@@ -145,7 +150,7 @@ class LocalTraining:
         `noise` says what dropout draws: by itself it would depend on what the process did before.
         """
         if noise is not None:
-            torch.manual_seed(noise.initial_seed())
+            draw_from(noise)
         mover = self._mover(values, trained, lr, pull or Pull())
         taken: list[Tensor] = []
         counts: dict[tuple[int, ...], Tensor] = {}  # of examples, by themselves: mostly the same in all steps

@@ -88,7 +88,8 @@ def folder(tmp_path_factory):
     top = tmp_path_factory.mktemp("page") / "sweep=<1>"
     for lr, mean in ((0.1, 0.7), (0.2, 0.9)):
         for seed in range(3):
-            records = [{"step": step, "split": "valid", "accuracy": mean + step / 100} for step in range(4)]
+            point = {"phase": "x", "split": "valid"}
+            records = [{"step": step, **point, "accuracy": mean + step / 100} for step in range(4)]
             of = top / f"lr {lr}, seed {seed}"
             make_run(of, seed=seed, accuracy=mean + 0.013 * seed**2, method__lr=lr, records=records)
             environment(of, threads=1 if (lr, seed) == (0.2, 1) else 2)

@@ -188,14 +188,14 @@ class TestStyles:
 class TestReadable:
     def test_steps_are_whole(self, sweep):
         for seed in range(2):
-            short = [{"step": step, "split": "valid", "accuracy": 0.1 * step} for step in range(4)]
+            short = [{"step": step, "phase": "x", "split": "valid", "accuracy": 0.1 * step} for step in range(4)]
             sweep(str(seed), seed=seed, records=short)
         written = texts(draw(gather([sweep.path]), ["curves"], ["valid/accuracy"])["curves_valid_accuracy"])
         assert written[: written.index("step")] == ["0", "1", "2", "3"]
 
     def test_curves_of_few_points_are_shown_whole(self, sweep):
         def caption(points):
-            steep = [{"step": step, "split": "valid", "accuracy": min(0.8, 0.5 * step) + 0.001 * step}
+            steep = [{"step": step, "phase": "x", "split": "valid", "accuracy": min(0.8, 0.5 * step) + 0.001 * step}
                      for step in range(points)]  # fmt: skip
             sweep(str(points), method__epochs=points, records=steep)
             return " ".join(texts(draw(gather([sweep.path / str(points)]), ["curves"])["curves_valid_accuracy"]))

@@ -32,6 +32,7 @@ from advml.nn.local_training import (
     Pull,
     batch_sizes,
     copies_at_once,
+    draw_from,
     local_batches,
     local_replicas,
 )
@@ -121,7 +122,7 @@ class Federated(Extras):
         self.serve(round, total.total(), order)
         self.raise_counters(tally.counters)
         if self.noisy:  # shots of a curve: by themselves they would depend on who trained here
-            torch.manual_seed(self.context.rng("curve", round).initial_seed())
+            draw_from(self.context.rng("curve", round))
         told = self.counted(tally, len(order), len(cohort) * self.downlink()) | self.end_round(round)
         return self.with_curve(at, told)
 
