@@ -33,11 +33,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from statistics import median
 
+os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # as in a run of advml, and for all ways
+
 import torch
 from common import machine, medians, seconds
 from federated_setting import clients, naive_round, network, ours, tight_round, worst_difference
 
 from advml.contracts import At
+from advml.nn.products import keep_freed_memory
 
 COUNT, EXAMPLES, JOB = 20, 60, 11
 TOLERANCE, IN_ANY_ORDER = 1e-12, 1e-10
@@ -109,6 +112,7 @@ def play(way: Way, rounds: int) -> dict[str, torch.Tensor]:
 
 def compare_rounds(repeats: int) -> None:
     """One round in this process."""
+    keep_freed_memory()  # as in a run
     reference = play(WAYS["naive"](torch.float64), 2)
     errors = {name: worst_difference(play(make(torch.float64), 2), reference) for name, make in WAYS.items()}
     if max(errors.values()) > TOLERANCE:
