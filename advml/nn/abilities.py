@@ -24,6 +24,11 @@ def twice_differentiable(network: nn.Module) -> bool:
     return all(getattr(module, "twice_differentiable", True) for module in network.modules())
 
 
+def countable(network: nn.Module) -> bool:
+    """Does a counter of torch's operations see all that it computes? Not what PennyLane does in numpy or C++."""
+    return all(getattr(module, "countable", True) for module in network.modules())
+
+
 def draws(network: nn.Module) -> bool:
     """Does it draw random numbers in training: dropout, or shots?"""
     named = ("p", "dropout", "shots")

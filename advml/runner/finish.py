@@ -14,8 +14,8 @@ import torch
 from advml.config import Bound
 from advml.contracts import Network
 from advml.models.pertask import PerTask
+from advml.nn.abilities import countable
 from advml.nn.flops import FlopCounter
-from advml.nn.quantum.engines import PennyLaneEngine
 from advml.runner import artifacts, checkpoint, files
 from advml.runner.folder import RunFolder
 from advml.runner.identity import identity
@@ -134,9 +134,9 @@ def save_network(folder: RunFolder, network: Network, states: Mapping[str, Any],
 def flops_estimate(network: Network | None, samples: int | None) -> int | None:
     """Forward FLOPs of one example × 3 (a backward pass costs about two forward ones) × samples; None if unknown.
 
-    What PennyLane computes, in numpy or in C++, is not seen: no estimate of a network with such a circuit.
+    None too where not all that the network computes can be counted.
     """
-    if network is None or samples is None or any(isinstance(part, PennyLaneEngine) for part in network.modules()):
+    if network is None or samples is None or not countable(network):
         return None
     if isinstance(network, PerTask):
         network = network.of(network.tasks - 1)  # training computes one task's outputs, not all tasks' one by one

@@ -30,6 +30,7 @@ from advml.contracts import (
     SplitName,
     Step,
 )
+from advml.data.prepare import Pad
 from advml.errors import ConfigError
 from advml.methods.nas.retrain import Retraining, RetrainSettings, derived_network, pace_of, some_examples
 from advml.nn.cells.counting import cost
@@ -188,24 +189,6 @@ class ArchitectureSearch(Method):
 
 
 @dataclass(frozen=True)
-class Pad:
-    """Stored images with zeros on all sides. It comes before normalising, after which zero is the mean and no black."""
-
-    width: int
-
-    def __call__(self, values: Tensor) -> Tensor:
-        return F.pad(values, (self.width,) * 4)
-
-    def to(self, device: torch.device, dtype: torch.dtype) -> Pad:
-        """It has no constants."""
-        return self
-
-    def state(self) -> dict[str, Any]:
-        """Never saved with a network: the retrained one sees whole images."""
-        return {"kind": "pad", "width": self.width}
-
-
-@dataclass(frozen=True)
 class Pool:
     """Prepared images averaged over squares of `side` × `side` pixels."""
 
@@ -239,6 +222,7 @@ def shrunk(split: Split, config: SearchSettings) -> Split:
     if config.pad == 0 and config.pool == 1:
         return split
     (name,) = split.inputs
+    # Padded before normalising, after which zero is the mean and no black.
     steps = (Pad(config.pad), *split.prepare.get(name, ()), Pool(config.pool))
     return replace(split, prepare={name: steps})
 

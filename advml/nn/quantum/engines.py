@@ -32,13 +32,15 @@ class Engine(nn.Module):
     """Expectation values of a circuit's observables.
 
     `reason`: why PennyLane runs it although `engine=auto` was asked; None otherwise. `shots`: how many are drawn, by
-    torch's generator; None = exact. `mapped`: torch.func.vmap can go through it.
+    torch's generator; None = exact. `mapped`: torch.func.vmap can go through it. `twice_differentiable`: second
+    derivatives are right. `countable`: its work is done by operations of torch.
     """
 
     reason: str | None = None
     shots: int | None = None
     mapped = True
     twice_differentiable = True
+    countable = True
 
     def forward(self, inputs: Tensor | None, weights: Weights) -> Tensor:
         """Inputs [B, F] (None: a circuit without inputs, B = 1) and weights → [B, n_observables]."""
@@ -156,6 +158,8 @@ def _full_precision(weights: Weights) -> AbstractContextManager[Any]:
 
 class PennyLaneEngine(Engine):
     """The circuit as a QNode. Random numbers of shots come from torch's generator, which the runner seeds."""
+
+    countable = False
 
     def __init__(
         self,

@@ -4,34 +4,12 @@ import os
 
 import pytest
 import torch
-from omniglot_cases import MADE, NAMES, PICTURES, entries, spoil, zip_of
+from omniglot_cases import NAMES, PICTURES, spoil
 
 from advml.data import decoded as caching
 from advml.data import omniglot
 from advml.data.decoded import Decoded, cached
-from advml.data.omniglot import DRAWERS, Omniglot, OmniglotSettings
-
-
-@pytest.fixture
-def few(monkeypatch):
-    monkeypatch.setattr(omniglot, "CHARACTERS", {folder: len(characters) for folder, characters in MADE.items()})
-
-
-@pytest.fixture
-def data_dir(few, tmp_path):
-    folder = tmp_path / "omniglot" / "python"
-    folder.mkdir(parents=True)
-    for name in MADE:
-        (folder / f"{name}.zip").write_bytes(zip_of(entries(name)))
-    return tmp_path
-
-
-@pytest.fixture
-def made(split_values):
-    def make(size=28):
-        return Omniglot(OmniglotSettings(**split_values, size=size))
-
-    return make
+from advml.data.omniglot import DRAWERS
 
 
 @pytest.fixture

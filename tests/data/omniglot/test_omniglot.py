@@ -12,30 +12,8 @@ from PIL import Image
 
 from advml.contracts import Classes, Spec
 from advml.data import omniglot
-from advml.data.omniglot import DRAWERS, Omniglot, OmniglotSettings, area_resize, list_drawings
+from advml.data.omniglot import DRAWERS, Omniglot, area_resize, list_drawings
 from advml.errors import AdvmlError
-
-
-@pytest.fixture
-def few(monkeypatch):
-    monkeypatch.setattr(omniglot, "CHARACTERS", {folder: len(characters) for folder, characters in MADE.items()})
-
-
-@pytest.fixture
-def data_dir(few, tmp_path):
-    folder = tmp_path / "omniglot" / "python"
-    folder.mkdir(parents=True)
-    for name in MADE:
-        (folder / f"{name}.zip").write_bytes(zip_of(entries(name)))
-    return tmp_path
-
-
-@pytest.fixture
-def made(split_values):
-    def make(size=28):
-        return Omniglot(OmniglotSettings(**split_values, size=size))
-
-    return make
 
 
 def refused(data_dir, made, make_source):

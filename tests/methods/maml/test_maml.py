@@ -5,22 +5,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from maml_cases import DIGITS, SINE, SMOOTH
+from maml_cases import DIGITS, SINE
 
 from advml.contracts import Batch
 from advml.data.episodes import Tasks
 from advml.methods.meta.common import parts, task_losses
 from advml.methods.meta.maml import step_weights
-
-
-@pytest.fixture
-def sine(play):
-    return lambda *words, method="maml": play(f"method={method}", *SINE, *SMOOTH, "model.hidden=[6]", *words)
-
-
-@pytest.fixture
-def digits(play):
-    return lambda *words, method="maml": play(f"method={method}", *DIGITS, *SMOOTH, "model.hidden=[8]", *words)
 
 
 def drawn(played, iteration=0):

@@ -5,20 +5,10 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from maml_cases import DIGITS, SINE, SMOOTH
+from maml_cases import DIGITS, SINE
 
 from advml.errors import ConfigError
 from advml.methods.meta.common import interval
-
-
-@pytest.fixture
-def sine(play):
-    return lambda *words, method="maml": play(f"method={method}", *SINE, *SMOOTH, "model.hidden=[6]", *words)
-
-
-@pytest.fixture
-def digits(play):
-    return lambda *words, method="maml": play(f"method={method}", *DIGITS, *SMOOTH, "model.hidden=[8]", *words)
 
 
 def test_before_adaptation_it_knows_nothing(digits):
