@@ -117,7 +117,15 @@ def as_tree(config: DictConfig) -> dict[str, Any]:
         ours = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         tree = OmegaConf.to_container(ours, resolve=True, throw_on_missing=False)
     assert isinstance(tree, dict)
-    return _with_baselines({str(key): value for key, value in tree.items()})
+    return _with_baselines({str(key): _found_from_anywhere(value) for key, value in tree.items()})
+
+
+def _found_from_anywhere(block: Any) -> Any:
+    """The file or folder that a block's key `path` names, from the root: a run is resumed from other folders too."""
+    path = block.get("path") if isinstance(block, dict) else None
+    if not isinstance(path, str) or path in ("", "???"):  # OmegaConf's "must be given"
+        return block
+    return {**block, "path": str(Path(path).expanduser().absolute())}
 
 
 def _with_baselines(tree: dict[str, Any]) -> dict[str, Any]:

@@ -39,7 +39,7 @@ def chosen(settings: GenotypeSettings) -> Genotype:
     if settings.genotype is not None:
         return Genotype.from_dict(settings.genotype, "model.genotype")
     if settings.path is not None:
-        path = Path(settings.path).expanduser()
+        path = Path(settings.path)
         return read_genotype(path / "artifacts" / "genotype.json" if path.is_dir() else path)
     if settings.published is None:
         raise ConfigError("model=genotype: name one with model.path=FILE (or a run folder) or model.published=DARTS_V2")

@@ -138,7 +138,7 @@ def resume(folder: RunFolder, bound: Bound, observers: Sequence[Observer] = ()) 
 
 
 def _to_save(bound: Bound) -> Mapping[str, Any]:
-    """The configuration with its data found from any folder. Other paths stay: they are part of a run's identity."""
+    """The configuration with its data found from any folder: where they lie is no part of a run's identity."""
     data_dir = bound.run.data_dir
     return bound.tree if data_dir is None else {**bound.tree, "data_dir": str(resolve_data_dir(data_dir))}
 

@@ -110,7 +110,7 @@ def test_no_path_is_refused_in_one_line(inside):
 
 def test_no_run_there_is_refused_in_one_line(inside):
     (line,) = refused("model=run", "model.path=nowhere")
-    assert line == "nowhere: holds no trained network (checkpoints/model.pt); is the run completed?"
+    assert line == f"{inside / 'nowhere'}: holds no trained network (checkpoints/model.pt); is the run completed?"
 
 
 @pytest.mark.parametrize("damage", [b"", b"not a network", b"PK\x03\x04 half an archive"])
@@ -127,6 +127,17 @@ def test_a_state_that_was_not_kept_is_refused(inside):
     run = advml.run("method=finetune", "dataset.limit=100", "view.tasks=2", "method.iterations=4", *QUIET)
     (line,) = refused("model=run", f"model.path={run.folder}", "model.state=best", "dataset=digits")
     assert line == "model.state=best: the run keeps only last"
+
+
+def test_a_relative_path_is_found_from_another_folder_too(inside, first, run_cli, monkeypatch):
+    """What is saved names the run from the root, so that an interrupted run goes on wherever its owner stands."""
+    monkeypatch.chdir(first.folder.parent)
+    run = advml.run(*SMALL, "model=run", f"model.path={first.folder.name}", f"outputs={inside}", "limits.steps=1")
+    assert run.config["model"]["path"] == str(first.folder)
+    monkeypatch.chdir(inside)
+    done = run_cli("resume", str(run.folder), "limits.steps=null")
+    assert done.code == 0, done.err
+    assert advml.load(run.folder).records[-1]["step"] == 3
 
 
 # --- a run that starts from another -------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from torch import nn
 
 from advml.contracts import Classes, Spec, Split
 from advml.models.mlp import Linear, LinearSettings
+from advml.nn import products
 from advml.nn.fisher import contrasts, drawn, fisher_diagonal
 from advml.nn.products import add_outer, product, product_back, suits_onednn
 
@@ -90,10 +91,14 @@ def test_wide_layers_in_float32(kind, capability, monkeypatch):
     close({name: value.double() for name, value in mine.items()}, expected, rtol=2e-6)
 
 
+@pytest.mark.parametrize("lags", [True, False])
 @pytest.mark.parametrize("contiguous", [True, False])
 @pytest.mark.parametrize(("rows", "out", "inner"), [(130, 140, 150), (1, 128, 200), (300, 128, 127), (10, 20, 30)])
-def test_products(rows, out, inner, contiguous):
+def test_products(rows, out, inner, contiguous, lags, monkeypatch):
     """In float64 plain products; in float32, where it suits, oneDNN's."""
+    if lags and not torch.backends.mkldnn.is_available():
+        pytest.skip("torch is built without oneDNN")
+    monkeypatch.setattr(products, "mkl_lags", lambda: lags)
     generator = seeded()
     shapes = [(rows, inner), (rows, out), (out, inner), (out,), (out, inner)]
     doubles = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
@@ -108,8 +113,7 @@ def test_products(rows, out, inner, contiguous):
         for mine, other in zip(found, expected, strict=True):
             assert mine.layout == torch.strided
             torch.testing.assert_close(mine.double(), other, rtol=0, atol=near)
-    widest = torch.backends.cpu.get_cpu_capability() == "AVX512"
-    assert suits_onednn(weight) == (widest and min(out, inner) >= 128)
+    assert suits_onednn(weight) == (lags and min(out, inner) >= 128)
 
 
 def test_index_chooses_examples():

@@ -61,7 +61,7 @@ class TestFolders:
     def test_a_folder_works_as_a_value_of_hydra_without_quotes(self, inside):
         folder = job_folder(Path("outputs/sweeps/x"), ["method=ewc", "method.lr=-1e-3"], compose(BASE)[0])
         tree, _ = compose(["model=run", f"model.path={folder}"])
-        assert tree["model"]["path"] == str(folder)
+        assert tree["model"]["path"] == str(inside / folder)
 
     def test_found_again_under_another_name(self, inside):
         tree = compose(BASE)[0]
