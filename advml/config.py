@@ -184,11 +184,15 @@ def _bind_part(group: registry.Kind, branch: Any, mistakes: list[str]) -> Part |
     return None if bound is None else Part(name, cls, bound)
 
 
+_adapters: dict[type, TypeAdapter[Any]] = {}  # made once for each class: making one takes most of the time of binding
+
+
 def _bind_settings(cls: type[Class], values: Mapping[str, Any], prefix: str, mistakes: list[str]) -> Class | None:
     """Validate strictly, as JSON: 3 may become 3.0 and a list a tuple, but "3" is no number and true is no 1."""
     values = {name: value for name, value in values.items() if value != "???"}  # OmegaConf's "must be given"
     try:
-        return TypeAdapter(cls).validate_json(json.dumps(_integral(values)), strict=True)
+        adapter: TypeAdapter[Class] = _adapters.get(cls) or _adapters.setdefault(cls, TypeAdapter(cls))
+        return adapter.validate_json(json.dumps(_integral(values)), strict=True)
     except ValidationError as error:
         mistakes.extend(_explain(error, cls, values, prefix))
         return None
