@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.metadata import entry_points
+from functools import cache
+from importlib.metadata import EntryPoints, entry_points
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -24,11 +26,17 @@ def extra_roots() -> list[Path]:
     roots = [Path(folder) for folder in os.environ.get("ADVML_CONFIG_PATH", "").split(os.pathsep) if folder]
     if missing := [root for root in roots if not root.is_dir()]:
         raise ConfigError(f"ADVML_CONFIG_PATH: {root}: no such folder" for root in missing)
-    for point in entry_points(group="advml.configs"):
+    for point in _plugins(tuple(sys.path)):
         with suppress(ImportError):  # half a plug-in: its names will say so when they are used
             found = find_spec(point.value)
             roots += [Path(folder) for folder in (found.submodule_search_locations or [])] if found else []
     return [root.absolute() for root in roots]
+
+
+@cache
+def _plugins(path: tuple[str, ...]) -> EntryPoints:
+    """Looked for once: it takes as long as reading all files of a configuration. `path` is sys.path, for the cache."""
+    return entry_points(group="advml.configs")
 
 
 def members(group: str, roots: Sequence[Path] | None = None) -> dict[str, Path]:

@@ -1,15 +1,45 @@
 """Fixtures for whole runs: the command line in this process, and processes that may be killed."""
 
+import copy
 import os
 from dataclasses import dataclass
 
 import pytest
 import torch
 from forks import Forks
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
 from runs import QUIET, TINY
+
+from advml.roots import config_root
 
 torch.set_num_threads(1)
 
+SHIPPED = (str(config_root()), "hydra.conf")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shipped_files_are_parsed_once():
+    """Hydra reads them anew for each composition, which takes a sixth of a small run; here they do not change."""
+    Plugins.instance()  # fills the registry
+    with pytest.MonkeyPatch.context() as patch:
+        for source in map(SourcesRegistry.instance().resolve, ("file", "pkg")):
+            patch.setattr(source, "load_config", parsed_once(source.load_config))
+        yield
+
+
+def parsed_once(plain):
+    known = {}
+
+    def load_config(self, config_path):
+        if self.path not in SHIPPED:
+            return plain(self, config_path)
+        key = self.path, config_path
+        if key not in known:
+            known[key] = plain(self, config_path)
+        return copy.deepcopy(known[key])
+
+    return load_config
 
 
 @dataclass

@@ -12,6 +12,7 @@ from advml.compose import compose
 from advml.config import GROUPS, Limits, RunSettings, bind
 from advml.roots import config_root, description, members
 from advml.runner.budget import COUNTERS
+from advml.runner.fit import check_fit
 
 ROOT = config_root()
 FILES = sorted(ROOT.rglob("*.yaml"))
@@ -40,10 +41,16 @@ def fields_of(settings, prefix=""):
 
 
 @pytest.mark.parametrize(("group", "name"), SHIPPED, ids=["-".join(pair) for pair in SHIPPED])
-def test_a_file_names_exactly_the_fields_of_its_settings(group, name):
-    branch = compose([f"{group}={name}"])[0][group]
+def test_a_file_fits_its_settings(group, name):
+    """It names exactly their fields, and a method fits the companions that it chooses."""
+    tree = compose([f"{group}={name}"])[0]
+    branch = dict(tree[group])
     settings = registry.resolve(group, branch.pop("name")).settings
     assert {field.name for field in dataclasses.fields(settings)} == set(branch)
+    if "???" not in branch.values():
+        bound = bind(tree)
+        if group == "method":
+            check_fit(bound)
 
 
 def test_the_root_names_exactly_the_fields_of_the_run():
@@ -108,17 +115,24 @@ def test_a_file_sets_no_key_of_another_group(path):
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
-def test_every_experiment_binds(name):
-    bind(compose([f"experiment={name}"])[0])
+def test_every_experiment_fits(name):
+    check_fit(bind(compose([f"experiment={name}"])[0]))
 
 
-class TestChoosingAgain:
+OTHERS = ("dataset=wine", "model=linear", "view=plain")
+
+
+@pytest.fixture(scope="module")
+def others_alone():
+    return compose(OTHERS)[0]
+
+
+@pytest.mark.parametrize("method", sorted(members("method", [ROOT])))
+def test_choosing_again_leaves_nothing_behind(method, others_alone):
     """A method chooses companions; whatever the user chooses instead is as if it had been chosen from the start."""
-
-    @pytest.mark.parametrize("method", sorted(members("method", [ROOT])))
-    @pytest.mark.parametrize(("group", "choice"), [("dataset", "wine"), ("model", "linear"), ("view", "plain")])
-    def test_leaves_nothing_behind(self, method, group, choice):
-        assert compose([f"method={method}", f"{group}={choice}"])[0][group] == compose([f"{group}={choice}"])[0][group]
+    chosen = compose([f"method={method}", *OTHERS])[0]
+    for group in ("dataset", "model", "view"):
+        assert chosen[group] == others_alone[group]
 
 
 def test_no_key_interpolates_hydra():

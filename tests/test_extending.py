@@ -94,6 +94,7 @@ class TestShortForm:
         said = run_cli("check", "--all")
         assert (said.code, said.out) == (0, "3 of 3 configurations are well\n")
 
+    @pytest.mark.slow
     def test_killed_and_resumed(self, written, forks, tree):
         config = tree("checkpoint_seconds=0", base=("--config-dir", "my_configs", "method=random_search"))
         assert forks.run("start", config, cwd=written).code == 0

@@ -110,12 +110,11 @@ def importance(keys: Sequence[str], inputs: Matrix, results: Matrix) -> Importan
         train = np.setdiff1d(np.arange(len(results)), test)
         forest = RandomForestRegressor(TREES, random_state=number).fit(inputs[train], results[train])
         errors[test] = (forest.predict(inputs[test]) - results[test]) ** 2
-        for _ in range(SHUFFLES):
-            worse = []
-            for column in range(inputs.shape[1]):
-                shuffled = inputs[test].copy()
-                shuffled[:, column] = inputs[rng.choice(len(results), len(test)), column]
-                after = (forest.predict(shuffled) - results[test]) ** 2
-                worse.append(float((after - errors[test]).mean()) / total)
-            drops.append(worse)
-    return Importance(tuple(keys), np.array(drops), 1 - float(errors.mean()) / total)
+        columns = inputs.shape[1]
+        shuffled = np.tile(inputs[test], (SHUFFLES, columns, 1, 1))
+        for time, column in np.ndindex(SHUFFLES, columns):
+            shuffled[time, column, :, column] = inputs[rng.choice(len(results), len(test)), column]
+        guessed = forest.predict(shuffled.reshape(-1, columns)).reshape(SHUFFLES, columns, -1)  # a call costs most
+        after = (guessed - results[test]) ** 2
+        drops.append((after - errors[test]).mean(axis=2) / total)
+    return Importance(tuple(keys), np.concatenate(drops), 1 - float(errors.mean()) / total)

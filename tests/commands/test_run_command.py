@@ -125,6 +125,7 @@ class TestCheckAndConfig:
         assert (said.code, said.out, said.err) == (0, "ok\n", "")
         assert list(inside.iterdir()) == []
 
+    @pytest.mark.slow  # tests/test_config_files.py and tests/runner/test_studies.py look at most of it
     def test_all_that_is_shipped(self, run_cli):
         said = run_cli("check", "--all")
         assert (said.code, said.err) == (0, "")

@@ -130,6 +130,7 @@ def wait_for(condition):
 
 
 class TestInThisProcess:
+    @pytest.mark.slow
     def test_continued_with_more_trials_and_the_best_run_again(self, run_cli, valley, inside):
         words = ("sweep", *valley, "sweep.sampler=tpe")
         first = run_cli(*words, "sweep.trials=3")
@@ -210,8 +211,9 @@ class TestSeveralProcesses:
 
     @pytest.mark.parametrize(("sampler", "trials", "kills"), [
         ("random", 4, (6, 10)),  # after so many steps: in the second trial, then in the third
-        pytest.param("tpe", 14, (6, 46), marks=pytest.mark.slow),  # in the twelfth, which TPE no more draws at random
+        ("tpe", 14, (6, 46)),  # in the twelfth, which TPE no more draws at random
     ])  # fmt: skip
+    @pytest.mark.slow
     def test_killed_and_repeated_is_as_never_killed(self, forks, valley, inside, sampler, trials, kills):
         words = ("sweep", *valley, f"sweep.sampler={sampler}", f"sweep.trials={trials}", "method.kind=a")
         for name in ("killed", "whole"):
@@ -271,6 +273,7 @@ class TestPruning:
         said = run_cli("compare", said.last)
         assert f"{len(pruned)} of 10 runs were pruned" in " ".join(said.out.split())
 
+    @pytest.mark.slow
     def test_in_processes(self, forks, valley, inside):
         words = ("sweep", *valley, *self.WORDS, "sweep.jobs=2", "sweep.trials=4", "method.x=0.3,0.9")
         ended = forks.run("cli", *words, cwd=inside)
@@ -280,6 +283,7 @@ class TestPruning:
         assert any(trial.intermediate_values for trial in trials)  # from the children
         assert all((run / "output.txt").exists() for run in runs_of(inside))
 
+    @pytest.mark.slow
     def test_a_pruned_run_goes_on_for_who_prunes_nothing(self, run_cli, valley, inside):
         said = run_cli("sweep", *valley, *self.WORDS, "sweep.sampler=grid", "method.x=0.3,0.2,0.9")
         pruned = next(run for run in runs_of(inside) if run.result()["stopped_by"])

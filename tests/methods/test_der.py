@@ -127,6 +127,7 @@ def test_it_forgets_less_than_finetuning(play, method):
     assert der > finetune + 0.05
 
 
+@pytest.mark.slow
 def test_logits_alone_tell_classes_of_different_tasks_apart(play):
     """DER knows no old class by its label: what later classes were not, when an example was stored, must do."""
     more = ("view=stream_class", "view.tasks=5", "dataset.limit=900", "method.iterations=100")

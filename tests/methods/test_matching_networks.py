@@ -34,8 +34,10 @@ def test_of_several_shots_a_class_has_the_attention_of_all_its_examples(play):
     torch.testing.assert_close(played.method.predictions(tasks)[0].exp(), expected, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("model", ["mlp", "batch", "conv4", "group", "cnn"])
-@pytest.mark.parametrize("full", ["true", "false"])
+@pytest.mark.parametrize(
+    ("model", "full"),
+    [("mlp", "true"), ("mlp", "false"), ("batch", "true"), ("conv4", "false"), ("group", "true"), ("cnn", "false")],
+)
 def test_it_learns_with_every_kind_of_network(play, model, full):
     more = ("view.shots=2", "method.iterations=60", "method.block=30", "method.lr=0.01", "method.tasks=2")
     played = start(play, *more, f"method.full_context={full}", model=model).go()

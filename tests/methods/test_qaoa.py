@@ -96,6 +96,7 @@ def test_a_ring_reaches_what_is_known(run_cli):
     assert result["ratio_p2"] == pytest.approx(5 / 6, abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_ratio_never_falls_and_every_graph_keeps_the_guarantee(run_cli):
     folder = run(run_cli, "method.nodes=8", "method.depth=3", "method.iterations=40")
     result = folder.result()["metrics"]["valid"]

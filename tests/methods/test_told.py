@@ -95,7 +95,7 @@ def test_it_learns_every_task(play, method, more):
 
 
 @every_method
-@pytest.mark.parametrize(("view", "model"), [("task", "conv4 batch"), ("permuted task", "mlp batch"), ("task", "mlp")])
+@pytest.mark.parametrize(("view", "model"), [("task", "conv4 batch"), ("permuted task", "mlp batch")])
 def test_predicting_any_task_from_raw_inputs_after_loading(inside, play, method, view, model):
     words = small(method, view, "dataset.limit=200", *MODELS[model])
     run = advml.load(advml.run(*words, *QUIET).folder)
@@ -188,35 +188,6 @@ def test_the_block_is_only_a_unit_of_recording(play, same, method, fresh):
     assert same(state(coarse), state(fine))
     assert same(state(coarse), state(middle))
     assert coarse.budget.counts == fine.budget.counts
-
-
-@every_method
-@pytest.mark.parametrize("stop", [1, 3, 5, 8])
-def test_a_restored_method_goes_on_bit_for_bit(play, same, method, stop):
-    more = ("method.fresh_optimiser=false", "model.norm=batch", "model.dropout=0.2", "method.optimiser=adamw",
-            "method.weight_decay=0.1")  # fmt: skip
-    whole = play(*small(method, "task", *more)).go()
-    first = play(*small(method, "task", *more)).go(stop)
-    again = play(*small(method, "task", *more))
-    again.method.load_state_dict(copied(first.method.state_dict()))
-    again.steps = list(first.steps)
-    again.go()
-    assert again.steps == whole.steps
-    assert same(state(again), state(whole))
-    assert again.evaluate() == whole.evaluate()
-
-
-@every_method
-def test_evaluating_changes_nothing(play, same, method):
-    more = ("model.norm=batch", "model.dropout=0.2", "method.block=4")
-    quiet, curious = play(*small(method, "task", *more)), play(*small(method, "task", *more))
-    for _ in range(len(quiet.plan)):
-        quiet.go(1)
-        curious.go(1)
-        for split in ("valid", "test", "train"):
-            assert curious.evaluate(split) == curious.evaluate(split)
-    assert same(state(quiet), state(curious))
-    assert quiet.steps == curious.steps
 
 
 @every_method

@@ -53,6 +53,7 @@ def test_hydrogen_is_exact_to_a_millionth_of_a_hartree(run_cli):
     assert (folder / "artifacts/energies_listed.csv").exists()
 
 
+@pytest.mark.slow
 def test_a_ring_is_exact_with_half_as_many_layers_as_sites_and_not_with_fewer(run_cli):
     words = ("method=vqe_ising", "method.ising.qubits=[4]", "method.ising.fields=[1.0]", "method.iterations=150")
     enough = run(run_cli, *words, "method.layers=2").result()["metrics"]["valid"]["error"]

@@ -28,7 +28,10 @@ def blocks(count, size):
     return [range(start, start + size) for start in range(0, count, size)]
 
 
-@pytest.mark.parametrize("seeds", blocks(200, 40), ids=str)
+FIRST, *MORE = blocks(200, 40)
+
+
+@pytest.mark.parametrize("seeds", [FIRST, *(pytest.param(seeds, marks=pytest.mark.slow) for seeds in MORE)], ids=str)
 def test_random_circuits_equal_default_qubit(seeds):
     for seed in seeds:
         qubits = 1 + seed % 4

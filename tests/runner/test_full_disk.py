@@ -27,7 +27,7 @@ def calm(forks, tree, tmp_path):
     return config, only_run(cwd / "outputs"), (tmp_path / "points").read_text().splitlines()
 
 
-@pytest.mark.parametrize("stage", ["before", "written", "renamed"])
+@pytest.mark.parametrize("stage", [pytest.param("before", marks=pytest.mark.slow), "written", "renamed"])
 def test_a_full_disk_at_any_write(stage, forks, calm, tmp_path):
     config, undisturbed, points = calm
     names = [point for point in dict.fromkeys(points) if point.endswith(f": {stage}")]

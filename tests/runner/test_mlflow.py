@@ -99,6 +99,7 @@ class TestMLflow:
         assert run.info.status == "FINISHED"
         assert run.data.tags["advml.limits.steps"] == "null"
 
+    @pytest.mark.slow
     def test_killed_and_resumed(self, store, tiny, forks, tree, inside):
         config = tree("checkpoint_seconds=0", "tracker=mlflow", f"tracker_uri='{store.uri}'")
         die = {"kind": "die", "point": "last.pt: renamed", "nth": 3}
@@ -111,7 +112,7 @@ class TestMLflow:
         assert_same_records(tiny("checkpoint_seconds=0"), folder)
         assert assert_in_mlflow(store, folder).info.run_id == run.info.run_id
 
-    @pytest.mark.parametrize("lost", ["the file", "the run", "damaged"])
+    @pytest.mark.parametrize("lost", ["the file", "the run", pytest.param("damaged", marks=pytest.mark.slow)])
     def test_resumed_where_one_side_forgot(self, lost, store, tiny, run_cli):
         folder = tiny("tracker=mlflow", f"tracker_uri='{store.uri}'", "limits.steps=2")
         (first,) = store.runs()

@@ -142,7 +142,7 @@ def done(search, trial, value):
 
 
 class TestAgainstOptuna:
-    @pytest.mark.parametrize("kind", ["random", "tpe"])
+    @pytest.mark.parametrize("kind", [pytest.param("random", marks=pytest.mark.slow), "tpe"])
     def test_the_same_trials(self, inside, kind):
         """The trials are those of a plain study in memory whose sampler is seeded anew for each."""
         search = begun(f"sweep.sampler={kind}", "sweep.trials=16", "sweep.sampler_seed=4", *SPACE)

@@ -7,8 +7,12 @@ import time
 
 import pytest
 
+from advml.compose import compose
+from advml.config import bind
 from advml.errors import ConfigError
 from advml.report.published import as_markdown
+from advml.roots import config_root, members
+from advml.runner.fit import check_fit
 from advml.runner.folder import RunFolder
 from advml.runner.studies import plan, read
 
@@ -50,6 +54,19 @@ def studied(inside, monkeypatch):
 
     written()
     return written
+
+
+@pytest.mark.parametrize("name", sorted(members("study", [config_root()])))
+def test_a_shipped_study_fits(name):
+    """Every row in a column, every column with a row, the first seed; `advml check --all` takes all of them."""
+    study = read(name)
+    rows, columns = set(), set()
+    for cell in study.cells.values():
+        if cell.row in rows and cell.column in columns:
+            continue
+        rows.add(cell.row), columns.add(cell.column)
+        check_fit(bind(compose([*study.settings, *cell.run, f"seed={study.seeds[0]}", "baselines=off"])[0]))
+    assert rows == set(study.rows)
 
 
 class TestRead:
@@ -164,6 +181,7 @@ class TestStudy:
         assert run_cli("study", "mine", *TINY, "sweep.jobs=2").code == 0
         assert {path: path.stat().st_mtime_ns for path in inside.glob("outputs/studies/mine/*/result.json")} == files
 
+    @pytest.mark.slow
     def test_killed_and_repeated(self, studied, forks, inside):
         words = ("study", "mine", "--config-dir", "own", *TINY, "checkpoint_seconds=0", "seed=0,1")
         died = forks.run("cli", *words, cwd=inside, fault={"kind": "die", "point": "last.pt: renamed", "nth": 3})

@@ -288,7 +288,7 @@ class TestTensorBoard:
         assert_same_records(plain, folder)
         assert_in_tensorboard(folder, also=ends)
 
-    @pytest.mark.parametrize("cut", [0, 1, 30, 400])
+    @pytest.mark.parametrize("cut", [0, 30])
     def test_killed_and_resumed(self, cut, tiny, forks, tree, inside):
         """Whatever of the event file reached the disk."""
         config = tree("checkpoint_seconds=0", "tracker=tensorboard")
