@@ -171,6 +171,7 @@ class TestInThisProcess:
         assert run_cli("sweep", *valley, *wrong, "sweep.sampler=random", "sweep.trials=8").code == 1
         assert steps_of(inside) == before
 
+    @pytest.mark.slow
     def test_a_grid_ends_by_itself(self, run_cli, valley, inside):
         words = ("sweep", *valley, "sweep.sampler=grid", "method.x=0.1,0.3,0.2", "method.steps=1")
         assert run_cli(*words, "sweep.trials=4").code == 0

@@ -36,6 +36,7 @@ def test_the_loss_is_that_after_the_trained_steps(play, method, steps):
     assert math.isnan(found["mse"])
 
 
+@pytest.mark.slow
 def test_a_run_whose_long_adaptation_diverges_ends(run_cli):
     diverging = ("method.inner_lr=3", "method.eval_steps=30", "method.lr=1e-6")
     said = run_cli("run", "method=maml", *SINE, *diverging, *QUIET, "figures=true")

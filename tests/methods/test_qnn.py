@@ -70,6 +70,7 @@ def test_learns_iris_beside_its_baselines(run_cli):
         assert found["parameters"] == parameters, name
 
 
+@pytest.mark.slow
 def test_of_several_rates_the_one_with_the_lowest_validation_loss_is_kept(run_cli):
     words = ("method=qnn", "model=linear", "baselines=off", "method.epochs=6", "method.patience=6", *QUIET)
     alone = {}

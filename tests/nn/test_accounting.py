@@ -99,7 +99,7 @@ def test_pld_refuses_samples_of_a_fixed_size():
 TARGETS = [
     (1.0, "poisson", 0.02, 300, 1e-5),
     (8.0, "poisson", 0.25, 120, 1e-3),
-    (20.0, "poisson", 0.25, 120, 1e-3),
+    pytest.param(20.0, "poisson", 0.25, 120, 1e-3, marks=pytest.mark.slow),
     (3.0, "fixed", 0.01, 1000, 5e-4),
     (2.0, "poisson", 1.0, 50, 1e-5),
 ]

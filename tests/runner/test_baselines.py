@@ -104,6 +104,7 @@ class TestRuns:
         assert (folder / "baselines/finetune/result.json").exists()
         assert (folder / "result.json").stat().st_mtime_ns == before
 
+    @pytest.mark.slow
     def test_a_run_that_dies_in_a_baseline_goes_on_with_it(self, forks, inside, run_cli, tmp_path):
         calm = run_cli("run", "method=ewc", *TINY, "checkpoint_seconds=0")
         words = ("run", "method=ewc", *TINY, "checkpoint_seconds=0", f"outputs={tmp_path}/disturbed")

@@ -193,7 +193,7 @@ class TestShares:
         complete(most)
     """
 
-    @pytest.mark.parametrize("at_a_time", [1, 3])
+    @pytest.mark.parametrize("at_a_time", [pytest.param(1, marks=pytest.mark.slow), 3])
     def test_so_many_at_a_time(self, at_a_time, make):
         ends = run_jobs(make(**{f"job{number}": self.COUNTING for number in range(6)}), Limits(jobs=at_a_time), Seen())
         assert max(end.objective for end in ends) == at_a_time
