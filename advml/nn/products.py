@@ -25,7 +25,7 @@ def suits_onednn(weight: Tensor) -> bool:
 def mkl_lags() -> bool:
     """Does the MKL inside torch keep to AVX2, at half the speed, on a processor that has AVX-512?
 
-    On AMD's it does (MKL 2024.2 on Zen 5). On Intel's it does not: a step of a wide MLP is a sixth faster by MKL there.
+    On AMD's it does (MKL 2024.2 on Zen 5). On Intel's it does not, and is the faster one.
     """
     known: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # not in every torch that serves
     intel = str(known.get("cpu_name")).startswith("Intel")

@@ -116,6 +116,16 @@ def test_products(rows, out, inner, contiguous, lags, monkeypatch):
     assert suits_onednn(weight) == (lags and min(out, inner) >= 128)
 
 
+@pytest.mark.parametrize(
+    ("maker", "widest", "lags"),
+    [("AMD EPYC", "AVX512", True), ("Intel Xeon", "AVX512", False), ("AMD EPYC", "AVX2", False)],
+)
+def test_where_mkl_lags(maker, widest, lags, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": maker}, raising=False)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: widest)
+    assert products.mkl_lags.__wrapped__() == lags
+
+
 def test_index_chooses_examples():
     network, split = mlp(), examples()
     index = torch.tensor([31, 4, 4, 17])
