@@ -22,7 +22,8 @@ word in it, a run that began before could not be resumed. Data sets of others wr
 
 @dataclass(frozen=True)
 class Run:
-    """A completed run. `numbers`: everything in result.json that is a number, by the names that `metric=` takes.
+    """A completed run. `numbers`: everything in result.json that is a number, by the names that `metric=` takes;
+    `undefined`: the names under which there is none: null, as of a target that was not reached.
 
     `splits`: split → (examples, hash of which they are), from data.json; empty where there is none, and where all were
     drawn anew.
@@ -33,6 +34,7 @@ class Run:
     tree: Mapping[str, Any]
     result: Mapping[str, Any]
     numbers: Mapping[str, float]
+    undefined: frozenset[str]
     splits: Mapping[str, tuple[int, str]]
     ended: str
 
@@ -40,11 +42,6 @@ class Run:
     def configuration(self) -> str:
         """Equal for runs that differ in nothing but the seed."""
         return configuration(self.tree)
-
-    @property
-    def undefined(self) -> frozenset[str]:
-        """The names in result.json under which there is no number: null, as of a target that was not reached."""
-        return frozenset(name for name, value in named(self.result) if value is None)
 
 
 @dataclass(frozen=True)
@@ -188,7 +185,8 @@ def read_run(folder: RunFolder, curves: bool = False) -> Run | Missing:
         if curves:
             folder.records()
         ended = str(status.get("time", ""))
-        return Run(folder, tree["seed"], tree, result, numbers(result), _splits(folder, tree), ended)
+        undefined = frozenset(name for name, value in named(result) if value is None)
+        return Run(folder, tree["seed"], tree, result, numbers(result), undefined, _splits(folder, tree), ended)
     except (AdvmlError, OSError) as error:
         reason = str(error).splitlines()[0].removeprefix(f"{folder.path}/")
         return Missing(folder, "damaged", reason, tree)

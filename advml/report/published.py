@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from advml.errors import AdvmlError
 from advml.report.formats import decimals_of, number, plus_minus, probability
-from advml.report.gather import Group, Run, overlap, read_run, settings_of, split_of
+from advml.report.gather import Group, Run, overlap, settings_of, split_of
 from advml.report.metrics import Metric
 from advml.report.ranking import ENOUGH, differences_from
 from advml.report.reached import Reached, absent, reached
 from advml.report.reached import said as in_words
+from advml.report.recorded import Recorded, entry, from_folder
 from advml.report.stats import Interval, t_interval
-from advml.runner.artifacts import read_csv
-from advml.runner.folder import RunFolder
 from advml.runner.jobs import Job
 from advml.runner.studies import Study
 
@@ -26,14 +25,20 @@ STAR = 0.05  # p-values that a table of differences marks are below
 # --- from runs to the document ------------------------------------------------------------------------------------
 
 
-def document(study: Study, date: str) -> dict[str, Any]:
-    """Every number of a completed study, as plain data. Raises AdvmlError for a run that has none."""
+def document(study: Study, date: str, reused: Mapping[Path, Recorded] | None = None) -> dict[str, Any]:
+    """Every number of a completed study, as plain data. Raises AdvmlError for a run that has none.
+
+    `reused`: runs taken from other documents, by the folder that their job would have.
+    """
     asked = study.asked
-    runs = {cell: [_run(job, asked.metric) for job in jobs] for cell, jobs in study.jobs.items()}
+    found = {cell: [_found(study, job, reused or {}) for job in jobs] for cell, jobs in study.jobs.items()}
+    runs = {cell: [one.run for one in of] for cell, of in found.items()}
     every = [run for of in runs.values() for run in of]
     if unknown := [name for name in asked.also if not any(name in {*run.numbers, *run.undefined} for run in every)]:
         there = ", ".join(every[0].numbers)
         raise AdvmlError(f"study {study.name}: also: no run has {', '.join(unknown)}; there are {there}")
+    environments: list[Mapping[str, Any]] = []  # the different ones, mostly one: machine, versions, threads, commit
+    rows = {cell: _row(study, cell, of, environments) for cell, of in found.items()}
     return {
         "study": study.name,
         "title": asked.title,
@@ -44,7 +49,7 @@ def document(study: Study, date: str) -> dict[str, Any]:
         "command": study.command,
         "changed": list(study.changed),
         "date": date,
-        "environments": _environments(every),
+        "environments": environments,
         "metric": asked.metric,
         "mode": asked.mode,
         "scale": asked.scale,
@@ -52,50 +57,45 @@ def document(study: Study, date: str) -> dict[str, Any]:
         "also": list(asked.also),
         "against": asked.against,
         "seeds": [run.seed for run in next(iter(runs.values()))],
-        "rows": {cell: _row(study, cell, of) for cell, of in runs.items()},
+        "rows": rows,
         "differences": _differences(study, runs),
     }
 
 
-def _run(job: Job, metric: str) -> Run:
-    found = read_run(RunFolder(job.folder))
-    if not isinstance(found, Run):
-        raise AdvmlError(f"{job.folder}: {found.state}: {found.reason}")
-    if metric not in found.numbers and metric not in found.undefined:
-        raise AdvmlError(f"{job.folder}: result.json has no {metric}; there are {', '.join(found.numbers)}")
-    return found
+def unfinished(study: Study, date: str, done: Container[Path], reused: Mapping[Path, Recorded]) -> dict[str, Any]:
+    """The runs of a study that there are, those in the folders `done` and the `reused`; no more than what `reuse=`
+    needs to go on elsewhere.
+    """
+    environments: list[Mapping[str, Any]] = []
+    rows = {
+        cell: {"runs": [entry(_found(study, job, reused), environments) for job in jobs
+                        if job.folder in done or job.folder in reused]}
+        for cell, jobs in study.jobs.items()
+    }  # fmt: skip
+    return {"study": study.name, "command": study.command, "date": date, "environments": environments, "rows": rows}
 
 
-def _row(study: Study, cell: str, runs: Sequence[Run]) -> dict[str, Any]:
-    of = study.asked.cells[cell]
+def _found(study: Study, job: Job, reused: Mapping[Path, Recorded]) -> Recorded:
+    return reused.get(job.folder) or from_folder(job, study.asked.metric, study.asked.tables)
+
+
+def _row(study: Study, cell: str, found: Sequence[Recorded], environments: list[Mapping[str, Any]]) -> dict[str, Any]:
+    asked = study.asked.cells[cell]
+    runs = [one.run for one in found]
     group = Group(settings_of(runs[0].tree), {run.seed: run for run in runs}, ())
     shared = overlap([group], split_of(study.asked.metric))  # all are measured on the same split
     scaled = {name: [_scaled(study, run.numbers.get(name)) for run in runs] for name in _names(study, runs)}
     return {
-        "overrides": [*study.asked.settings, *of.run],
-        "reported": of.reported,
-        **({} if of.column is None else {"row": of.row, "column": of.column}),
+        "overrides": [*study.asked.settings, *asked.run],
+        "reported": asked.reported,
+        **({} if asked.column is None else {"row": asked.row, "column": asked.column}),
         **({"overlap": shared} if shared else {}),
         **{name: _summary(name, values, shared) for name, values in scaled.items()},
         "runs": [
-            {
-                "seed": run.seed,
-                **{name: values[place] for name, values in scaled.items()},
-                "numbers": dict(run.numbers),
-                "identity": run.result["identity"],
-                "tables": {name: _table(run.folder / f"artifacts/{name}.csv") for name in study.asked.tables},
-            }
-            for place, run in enumerate(runs)
+            {"seed": one.run.seed, **{name: of[place] for name, of in scaled.items()}, **entry(one, environments)}
+            for place, one in enumerate(found)
         ],
     }
-
-
-def _table(path: Path) -> list[list[str]]:
-    try:
-        return read_csv(path)
-    except OSError as error:
-        there = ", ".join(sorted(one.stem for one in path.parent.glob("*.csv"))) or "none"
-        raise AdvmlError(f"{path}: {error.strerror}; the tables of this run: {there}") from None
 
 
 def _names(study: Study, runs: Sequence[Run]) -> tuple[str, ...]:
@@ -150,16 +150,6 @@ def _differences(study: Study, runs: Mapping[str, Sequence[Run]]) -> list[dict[s
             corrected = {"overlap": shared} if shared else {}
             named = {"row": names[one.row], "against": against, "n": one.seeds}
             found.append({**named, **scaled, **p_values, **corrected})
-    return found
-
-
-def _environments(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """The different environments of the runs, mostly one: machine, versions, threads, commit."""
-    found: list[dict[str, Any]] = []
-    for run in runs:
-        one = {key: value for key, value in run.folder.environment().items() if key not in ("choices", "variables")}
-        if one not in found:
-            found.append(one)
     return found
 
 

@@ -12,9 +12,9 @@ from scipy import stats as reference
 
 import advml
 from advml.errors import AdvmlError
-from advml.report import published
 from advml.report.published import as_markdown, crossed_grid, difference_grid, document, main_grid, notes
 from advml.report.published_pictures import pictures
+from advml.report.recorded import from_folder
 from advml.runner.jobs import Job
 from advml.runner.run import Asked
 from advml.runner.studies import RowSettings, Study, StudySettings
@@ -156,7 +156,7 @@ class TestNotReached:
         result = json.loads((folder / "result.json").read_text())
         (folder / "result.json").write_text(json.dumps(result | {"summary": {}}))
         with pytest.raises(AdvmlError, match="has no rounds_to_target"):
-            published._run(Job("", folder, {}, Asked("", [], {})), "rounds_to_target")
+            from_folder(Job("", folder, {}, Asked("", [], {})), "rounds_to_target", ())
 
 
 class TestTable:

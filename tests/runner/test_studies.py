@@ -195,7 +195,7 @@ class TestStudy:
         said = run_cli("study", "mine", *TINY, "method.lr=1e30", "method.optimiser=sgd", "out=res")
         assert said.code == 1
         assert "mlp, seed 0: failed, " in said.err
-        assert not (inside / "res").exists()
+        assert not list(inside.glob("res/*.json"))
 
     def test_ctrl_c(self, studied, forks, inside):
         words = ("study", "mine", "--config-dir", "own", *TINY, "checkpoint_seconds=0", "method.epochs=20000")
@@ -227,3 +227,78 @@ class TestStudy:
         assert said.code == 0
         assert "Two networks on iris." in said.out
         assert "split_mnist" in said.out
+
+
+class TestReuse:
+    """Runs that a document has are not made again."""
+
+    def test_in_two_pieces_as_in_one(self, studied, run_cli, inside):
+        assert run_cli("study", "mine", *TINY, "out=whole").code == 0
+        first = run_cli("study", "mine", *TINY, "seed=1", "outputs=elsewhere", "out=pieces")
+        assert first.code == 0, first.err
+        (piece,) = inside.glob("pieces/mine-*.json")
+        then = run_cli("study", "mine", *TINY, f"reuse={piece}", "outputs=third", "out=pieces")
+        assert then.code == 0, then.err
+        assert f"2 of 6 runs are in {piece}" in then.err
+        assert len(list(inside.glob("third/studies/mine/*/result.json"))) == 4
+        whole, pieced = (json.loads((inside / name / "mine.json").read_text()) for name in ("whole", "pieces"))
+        for document in (whole, pieced):
+            for row in document["rows"].values():
+                for run in row["runs"]:
+                    for clock in [name for name in run["numbers"] if "seconds" in name or "memory" in name]:
+                        del run["numbers"][clock]
+        assert "overlap" in whole["rows"]["linear"]
+        assert pieced == whole
+
+    def test_of_an_unfinished_one_only_the_rest_is_run(self, studied, run_cli, inside):
+        studied(STUDY.replace('hidden=[8]"]', 'hidden=[8]", method.lr=1e30, method.optimiser=sgd]'))
+        said = run_cli("study", "mine", *TINY, "out=res")
+        assert said.code == 1
+        file = inside / "res/unfinished/mine.json"
+        assert str(file.relative_to(inside)) in said.out
+        assert {name: len(row["runs"]) for name, row in json.loads(file.read_text())["rows"].items()} == {
+            "linear": 3, "mlp": 0,
+        }  # fmt: skip
+        studied()
+        then = run_cli("study", "mine", *TINY, f"reuse={file}", "outputs=other", "out=res")
+        assert then.code == 0, then.err
+        assert "3 of 6 runs are in" in then.err
+        assert len(list(inside.glob("other/studies/mine/*/result.json"))) == 3
+        rows = json.loads((inside / "res/mine.json").read_text())["rows"]
+        assert [run["seed"] for run in rows["linear"]["runs"]] == [0, 1, 2]
+
+    def test_other_settings_are_other_runs(self, studied, run_cli, inside):
+        assert run_cli("study", "mine", *TINY, "seed=0", "out=res").code == 0
+        (file,) = inside.glob("res/*.json")
+        said = run_cli("study", "mine", *TINY, "seed=0", "method.epochs=3", f"reuse={file}")
+        assert "0 of 2 runs are in" in said.err
+
+    def test_older_documents_do_not_say_what_splits_share(self, studied, run_cli, inside):
+        assert run_cli("study", "mine", *TINY, "seed=0,1", "out=res").code == 0
+        (file,) = inside.glob("res/*.json")
+        document = json.loads(file.read_text())
+        for row in document["rows"].values():
+            for run in row["runs"]:
+                del run["splits"], run["undefined"], run["environments"]
+        file.write_text(json.dumps(document))
+        assert "0 of 4 runs are in" in run_cli("study", "mine", *TINY, "seed=0,1", f"reuse={file}").err
+        for row in document["rows"].values():
+            del row["overlap"]
+        file.write_text(json.dumps(document))
+        said = run_cli("study", "mine", *TINY, "seed=0,1", f"reuse={file}", "outputs=none")
+        assert "4 of 4 runs are in" in said.err
+        assert said.code == 0, said.err
+
+    @pytest.mark.parametrize(("text", "said"), [
+        (None, "No such file"),
+        ("{", "no study's document"),
+        ('{"rows": []}', "no study's document"),
+        ('{"rows": {"a": {"runs": [{"identity": "x"}]}}, "environments": []}', "no study's document"),
+    ])  # fmt: skip
+    def test_no_document(self, text, said, studied, run_cli, inside):
+        if text is not None:
+            (inside / "file.json").write_text(text)
+        answer = run_cli("study", "mine", *TINY, "reuse=file.json")
+        assert (answer.code, answer.err.count("\n")) == (2, 1)
+        assert f"reuse=file.json: {said}" in answer.err
+        assert not (inside / "outputs").exists()
