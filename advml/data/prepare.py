@@ -44,7 +44,7 @@ class Reorder:
     order: Tensor
 
     def __call__(self, values: Tensor) -> Tensor:
-        return values.flatten(1)[:, self.order].reshape(values.shape)
+        return values.flatten(1).index_select(1, self.order).reshape(values.shape)  # faster than indexing
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Reorder:
         """The same order, on `device`."""

@@ -1,7 +1,8 @@
 """Optimisers, learning-rate schedules and gradient clipping.
 
-The optimisers do what torch.optim's do, bit for bit: Adam in the `fused` form, the others in the `foreach` form. They
-are our own because constructing one of torch's loads its compiler, which costs a process more than a short run does.
+The optimisers do what torch.optim's do, to the bit of every weight: Adam in the `fused` form, the others in the
+`foreach` form. They are our own because constructing one of torch's loads its compiler, which costs a process more than
+a short run does.
 `step` leaves the gradients as they are: methods that read them afterwards find what the loss gave.
 """
 
@@ -19,6 +20,7 @@ from advml.errors import AdvmlError
 
 Tensors = list[Tensor]
 Memory = dict[str, list[Tensor]]
+SWEPT_EVERY = 64  # updates
 
 
 @settings
@@ -48,7 +50,8 @@ class OptimiserSettings:
 class Optimiser:
     """Moves parameters along their gradients; those without a gradient stay, and keep their own count of updates.
 
-    `slots` name what a rule remembers of each parameter: tensors of its shape that start at zero.
+    `slots` name what a rule remembers of each parameter: tensors of its shape that start at zero. What has faded there
+    is set to zero now and then, see `sweep`.
     """
 
     def __init__(
@@ -82,6 +85,8 @@ class Optimiser:
                     tensor = tensors[index] = torch.zeros_like(parameter)
                 memory[name].append(tensor)
         self.update(parameters, gradients, memory, [self.updates[index] for index in moving])
+        if self.updates[moving[0]] % SWEPT_EVERY == 0:
+            sweep(memory)
 
     def update(self, parameters: Tensors, gradients: Tensors, memory: Memory, updates: list[int]) -> None:
         """The rule: changes `parameters` and `memory` in place. `updates` counts from 1."""
@@ -111,6 +116,18 @@ class Optimiser:
         for name, tensors in slots.items():
             pairs = zip(tensors, self.parameters, strict=True)
             self.slots[name] = [None if t is None else torch.empty_like(p).copy_(t) for t, p in pairs]
+
+
+def sweep(memory: Memory) -> None:
+    """Set to zero what is a hundred million times the smallest normal number (1e-30 in float32) or less.
+
+    Where an input is 0 in all of a new task, Adam's mean fades: 0.9ᵗ is a subnormal number after 830 updates, which
+    processors compute with many times slower, and rounding keeps it there for good. No update that follows from such
+    a mean is large enough to change a weight in its last bit.
+    """
+    for tensors in memory.values():
+        for tensor in tensors:
+            tensor.masked_fill_(tensor.abs() <= 1e8 * torch.finfo(tensor.dtype).tiny, 0.0)
 
 
 def alike(gradient: Tensor, to: Tensor) -> Tensor:

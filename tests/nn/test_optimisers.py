@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import os
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from advml.nn.optimisers import (
     clip_gradients,
     learning_rate,
     make_optimiser,
+    sweep,
 )
 
 ROOT = Path(advml.__file__).parents[1]
@@ -100,6 +102,46 @@ def test_bit_equal_to_torch_in_float32(rule):
     train(reference, theirs(reference.parameters(), lr=0.01, **{form: True}, **options), range(50))
     for (name, mine), expected in zip(network.named_parameters(), reference.parameters(), strict=True):
         assert torch.equal(mine, expected), name
+
+
+FADING = ("momentum", "nesterov", "adam", "adam, betas, eps", "adamw", "rmsprop, momentum, decay")
+
+
+@pytest.mark.parametrize("rule", FADING)
+def test_what_fades_becomes_zero_and_weights_stay_bit_equal(rule):
+    """Gradients that end, as of an input that is black in all of a new task, leave no subnormal numbers behind."""
+    ours, theirs, options = RULES[rule]
+    options = {**options, "weight_decay": 0.0}  # it would keep gradients from ending
+    form = "fused" if issubclass(ours, Adam) else "foreach"
+    generator = torch.Generator().manual_seed(0)
+    start, gradient = (torch.randn(40, 30, generator=generator) for _ in range(2))
+    mine, reference = nn.Parameter(start.clone()), nn.Parameter(start.clone())
+    optimiser, other = ours([mine], lr=0.001, **options), theirs([reference], lr=0.001, **{form: True}, **options)
+    for update in range(1, 1500):
+        for parameter in (mine, reference):
+            parameter.grad = gradient * torch.randn(40, 30, generator=torch.Generator().manual_seed(update))
+            if update > 100:
+                parameter.grad[:, :20] = 0
+        optimiser.step()
+        other.step()
+    assert torch.equal(mine, reference)
+    faded = "momentum" if "momentum" in optimiser.slots else "mean"
+    assert subnormal(optimiser.slots[faded][0]) == 0
+    theirs_of_it = other.state[reference]["exp_avg" if faded == "mean" else "momentum_buffer"]
+    assert subnormal(theirs_of_it) > 0  # the case is one
+    assert (optimiser.slots[faded][0][:, :20] == 0).all()
+    assert (optimiser.slots[faded][0][:, 20:] != 0).all()
+
+
+def subnormal(values):
+    return int(((values != 0) & (values.abs() < torch.finfo(values.dtype).tiny)).sum())
+
+
+def test_a_sweep_keeps_what_is_not_a_number():
+    values = torch.tensor([math.nan, math.inf, -math.inf, -1e-29, 1e-31, -1e-31, 1e-40])
+    sweep({"mean": [values]})
+    assert values[0].isnan()
+    assert values[1:].tolist() == [math.inf, -math.inf, pytest.approx(-1e-29), 0, 0, 0]
 
 
 @pytest.mark.parametrize("rule", RULES)
