@@ -67,7 +67,7 @@ def main(arguments: Sequence[str]) -> int:
     if out is not None:
         from advml.report.published import unfinished
 
-        _write(out / "unfinished", study, unfinished(study, _today(), done, reused))
+        _write(out / "unfinished", study, unfinished(study, done, reused))
     print(study.folder)
     return 130 if interrupted else 1
 
@@ -119,7 +119,7 @@ def _finish(study: Study, reused: Mapping[Path, Recorded], out: Path | None) -> 
     from advml.report.published_pictures import pictures
     from advml.runner.files import write_atomic, write_json
 
-    said = document(study, _today(), reused)
+    said = document(study, reused)
     write_json(study.folder / "study.json", said)
     (study.folder / "figures").mkdir(exist_ok=True)
     for name, picture in pictures(said).items():
@@ -137,12 +137,6 @@ def _write(out: Path, study: Study, said: Mapping[str, Any]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / f"{study.folder.name}.json", said)
     print(out / f"{study.folder.name}.json")
-
-
-def _today() -> str:
-    from datetime import UTC, datetime
-
-    return f"{datetime.now(UTC):%Y-%m-%d}"
 
 
 def _show(said: dict[str, Any]) -> None:

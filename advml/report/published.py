@@ -25,10 +25,10 @@ STAR = 0.05  # p-values that a table of differences marks are below
 # --- from runs to the document ------------------------------------------------------------------------------------
 
 
-def document(study: Study, date: str, reused: Mapping[Path, Recorded] | None = None) -> dict[str, Any]:
+def document(study: Study, reused: Mapping[Path, Recorded] | None = None) -> dict[str, Any]:
     """Every number of a completed study, as plain data. Raises AdvmlError for a run that has none.
 
-    `reused`: runs taken from other documents, by the folder that their job would have.
+    `reused`: runs taken from other documents, by the folder that their job would have. The date is the last run's.
     """
     asked = study.asked
     found = {cell: [_found(study, job, reused or {}) for job in jobs] for cell, jobs in study.jobs.items()}
@@ -48,7 +48,7 @@ def document(study: Study, date: str, reused: Mapping[Path, Recorded] | None = N
         "budget": asked.budget,
         "command": study.command,
         "changed": list(study.changed),
-        "date": date,
+        "date": max(run.ended for run in every),
         "environments": environments,
         "metric": asked.metric,
         "mode": asked.mode,
@@ -62,7 +62,7 @@ def document(study: Study, date: str, reused: Mapping[Path, Recorded] | None = N
     }
 
 
-def unfinished(study: Study, date: str, done: Container[Path], reused: Mapping[Path, Recorded]) -> dict[str, Any]:
+def unfinished(study: Study, done: Container[Path], reused: Mapping[Path, Recorded]) -> dict[str, Any]:
     """The runs of a study that there are, those in the folders `done` and the `reused`; no more than what `reuse=`
     needs to go on elsewhere.
     """
@@ -72,7 +72,7 @@ def unfinished(study: Study, date: str, done: Container[Path], reused: Mapping[P
                         if job.folder in done or job.folder in reused]}
         for cell, jobs in study.jobs.items()
     }  # fmt: skip
-    return {"study": study.name, "command": study.command, "date": date, "environments": environments, "rows": rows}
+    return {"study": study.name, "command": study.command, "environments": environments, "rows": rows}
 
 
 def _found(study: Study, job: Job, reused: Mapping[Path, Recorded]) -> Recorded:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,8 @@ MACHINE_ONLY = ("choices", "variables")  # of environment.json: the run's own, n
 
 @dataclass(frozen=True)
 class Recorded:
-    """A completed run with all that a document says of it. `environments`: where it ran; several where an older
-    document does not tell which.
+    """A completed run, its `ended` a date alone, with all else that a document says of it. `environments`: where it
+    ran; several where an older document does not tell which.
     """
 
     run: Run
@@ -38,6 +38,7 @@ def from_folder(job: Job, metric: str, tables: Sequence[str]) -> Recorded:
         raise AdvmlError(f"{job.folder}: {found.state}: {found.reason}")
     if metric not in found.numbers and metric not in found.undefined:
         raise AdvmlError(f"{job.folder}: result.json has no {metric}; there are {', '.join(found.numbers)}")
+    found = replace(found, ended=found.ended.partition("T")[0])
     machine = {key: value for key, value in found.folder.environment().items() if key not in MACHINE_ONLY}
     return Recorded(found, {name: _table(found.folder / f"artifacts/{name}.csv") for name in tables}, (machine,))
 
@@ -59,6 +60,7 @@ def entry(found: Recorded, environments: list[Mapping[str, Any]]) -> dict[str, A
             environments.append(one)
     return {
         "seed": found.run.seed,
+        "ended": found.run.ended,
         "numbers": dict(found.run.numbers),
         "undefined": sorted(found.run.undefined),
         "splits": {name: list(of) for name, of in found.run.splits.items()},
@@ -75,12 +77,12 @@ def from_documents(paths: Sequence[Path], jobs: Sequence[Job], tables: Sequence[
     Raises ConfigError with every path that is no study's document.
     """
     mistakes: list[str] = []
-    known: dict[str, tuple[Mapping[str, Any], Sequence[Mapping[str, Any]]]] = {}
+    known: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
     for path in paths:
         try:
             said = json.loads(path.read_text(encoding="utf-8"))
             for name, one in _entries(said):
-                known.setdefault(name, (one, said["environments"]))
+                known.setdefault(name, (one, said))
         except OSError as error:
             mistakes.append(f"reuse={path}: {error.strerror}")
         except (ValueError, KeyError, TypeError, AttributeError):
@@ -89,8 +91,8 @@ def from_documents(paths: Sequence[Path], jobs: Sequence[Job], tables: Sequence[
         raise ConfigError(mistakes)
     held = {job.folder: (job, *known[key]) for job in jobs if (key := identity(job.tree)) in known}
     return {
-        folder: _from_entry(job, one, environments)
-        for folder, (job, one, environments) in held.items()
+        folder: _from_entry(job, one, said)
+        for folder, (job, one, said) in held.items()
         if set(tables) <= set(one["tables"])
     }
 
@@ -108,11 +110,11 @@ def _entries(said: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]
                 yield str(one["identity"]), one
 
 
-def _from_entry(job: Job, one: Mapping[str, Any], environments: Sequence[Mapping[str, Any]]) -> Recorded:
+def _from_entry(job: Job, one: Mapping[str, Any], said: Mapping[str, Any]) -> Recorded:
     undefined = one["undefined"] if "undefined" in one else [name for name, value in one.items() if value is None]
     splits = {name: (int(count), str(which)) for name, (count, which) in one.get("splits", {}).items()}
     result = {"identity": one["identity"]}
-    folder, seed = RunFolder(job.folder), job.tree["seed"]
-    run = Run(folder, seed, job.tree, result, one["numbers"], frozenset(undefined), splits, ended="")
-    places = one.get("environments", range(len(environments)))
-    return Recorded(run, one["tables"], tuple(environments[place] for place in places))
+    folder, seed, ended = RunFolder(job.folder), job.tree["seed"], str(one.get("ended") or said.get("date", ""))
+    run = Run(folder, seed, job.tree, result, one["numbers"], frozenset(undefined), splits, ended)
+    places = one.get("environments", range(len(said["environments"])))
+    return Recorded(run, one["tables"], tuple(said["environments"][place] for place in places))

@@ -128,7 +128,7 @@ class TestNotReached:
         asked = StudySettings(title="T", source="S", hypothesis="H", chosen="C", budget="B", metric="rounds_to_target",
                               mode="min", also=("rounds_to_0.9",), against="quick", seeds=(0, 1, 2),
                               rows={name: RowSettings(run=("seed=0",)) for name in SCORES})  # fmt: skip
-        return document(Study("s", sweep.path, asked, "advml study s", (), None, jobs), "2026-01-01")
+        return document(Study("s", sweep.path, asked, "advml study s", (), None, jobs))
 
     def test_what_the_document_holds(self, said):
         assert json.loads(json.dumps(said, allow_nan=False)) == said

@@ -276,10 +276,10 @@ class TestReuse:
     def test_older_documents_do_not_say_what_splits_share(self, studied, run_cli, inside):
         assert run_cli("study", "mine", *TINY, "seed=0,1", "out=res").code == 0
         (file,) = inside.glob("res/*.json")
-        document = json.loads(file.read_text())
+        document = {**json.loads(file.read_text()), "date": "2025-12-31"}
         for row in document["rows"].values():
             for run in row["runs"]:
-                del run["splits"], run["undefined"], run["environments"]
+                del run["splits"], run["undefined"], run["environments"], run["ended"]
         file.write_text(json.dumps(document))
         assert "0 of 4 runs are in" in run_cli("study", "mine", *TINY, "seed=0,1", f"reuse={file}").err
         for row in document["rows"].values():
@@ -288,6 +288,7 @@ class TestReuse:
         said = run_cli("study", "mine", *TINY, "seed=0,1", f"reuse={file}", "outputs=none")
         assert "4 of 4 runs are in" in said.err
         assert said.code == 0, said.err
+        assert "Measured 2025-12-31" in said.out  # then, not now
 
     @pytest.mark.parametrize(("text", "said"), [
         (None, "No such file"),
