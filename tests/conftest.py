@@ -9,11 +9,15 @@ import torch
 from forks import Forks
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
+from hypothesis import HealthCheck
+from hypothesis import settings as hypothesis_settings
 from runs import QUIET, TINY
 
 from advml.roots import config_root
 
 torch.set_num_threads(1)
+hypothesis_settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+hypothesis_settings.load_profile("untimed")  # no test is about time
 
 SHIPPED = (str(config_root()), "hydra.conf")
 

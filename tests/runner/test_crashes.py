@@ -106,7 +106,11 @@ EWC = ("method=ewc", "dataset=iris", "view.tasks=4", "method.iterations=30", "me
        "model.hidden=[8]", "model.norm=batch", "model.dropout=0.2")  # fmt: skip
 
 
-@pytest.mark.parametrize(("base", "kills"), [(SUPERVISED, 20), (EWC, 5)], ids=["supervised", "ewc"])
+@pytest.mark.parametrize(("base", "kills"), [
+    pytest.param(SUPERVISED, 8, id="supervised"),
+    pytest.param(SUPERVISED, 20, id="supervised, twenty", marks=pytest.mark.slow),
+    pytest.param(EWC, 3, id="ewc"),
+])  # fmt: skip
 def test_kills_change_nothing(base, kills, forks, tree, tmp_path):
     config = tree("checkpoint_seconds=0", base=base)
     calm, cwd = tmp_path / "calm", tmp_path / "killed"

@@ -11,9 +11,11 @@ from advml.compose import compose
 from advml.config import bind
 from advml.errors import ConfigError
 from advml.report.published import as_markdown
+from advml.report.recorded import from_documents
 from advml.roots import config_root, members
 from advml.runner.fit import check_fit
 from advml.runner.folder import RunFolder
+from advml.runner.identity import identity
 from advml.runner.studies import plan, read
 
 TINY = ("threads=1", "progress=off", "figures=false")
@@ -233,14 +235,15 @@ class TestReuse:
     """Runs that a document has are not made again."""
 
     def test_in_two_pieces_as_in_one(self, studied, run_cli, inside):
+        studied(STUDY.replace("seeds: [0, 1, 2]", "seeds: [0, 1]"))
         assert run_cli("study", "mine", *TINY, "out=whole").code == 0
         first = run_cli("study", "mine", *TINY, "seed=1", "outputs=elsewhere", "out=pieces")
         assert first.code == 0, first.err
         (piece,) = inside.glob("pieces/mine-*.json")
         then = run_cli("study", "mine", *TINY, f"reuse={piece}", "outputs=third", "out=pieces")
         assert then.code == 0, then.err
-        assert f"2 of 6 runs are in {piece}" in then.err
-        assert len(list(inside.glob("third/studies/mine/*/result.json"))) == 4
+        assert f"2 of 4 runs are in {piece}" in then.err
+        assert len(list(inside.glob("third/studies/mine/*/result.json"))) == 2
         whole, pieced = (json.loads((inside / name / "mine.json").read_text()) for name in ("whole", "pieces"))
         for document in (whole, pieced):
             for row in document["rows"].values():
@@ -251,44 +254,44 @@ class TestReuse:
         assert pieced == whole
 
     def test_of_an_unfinished_one_only_the_rest_is_run(self, studied, run_cli, inside):
-        studied(STUDY.replace('hidden=[8]"]', 'hidden=[8]", method.lr=1e30, method.optimiser=sgd]'))
+        text = STUDY.replace("seeds: [0, 1, 2]", "seeds: [0]")
+        studied(text.replace('hidden=[8]"]', 'hidden=[8]", method.lr=1e30, method.optimiser=sgd]'))
         said = run_cli("study", "mine", *TINY, "out=res")
         assert said.code == 1
         file = inside / "res/unfinished/mine.json"
         assert str(file.relative_to(inside)) in said.out
         assert {name: len(row["runs"]) for name, row in json.loads(file.read_text())["rows"].items()} == {
-            "linear": 3, "mlp": 0,
+            "linear": 1, "mlp": 0,
         }  # fmt: skip
-        studied()
+        studied(text)
         then = run_cli("study", "mine", *TINY, f"reuse={file}", "outputs=other", "out=res")
         assert then.code == 0, then.err
-        assert "3 of 6 runs are in" in then.err
-        assert len(list(inside.glob("other/studies/mine/*/result.json"))) == 3
-        rows = json.loads((inside / "res/mine.json").read_text())["rows"]
-        assert [run["seed"] for run in rows["linear"]["runs"]] == [0, 1, 2]
+        assert "1 of 2 runs are in" in then.err
+        assert len(list(inside.glob("other/studies/mine/*/result.json"))) == 1
 
-    def test_other_settings_are_other_runs(self, studied, run_cli, inside):
-        assert run_cli("study", "mine", *TINY, "seed=0", "out=res").code == 0
-        (file,) = inside.glob("res/*.json")
-        said = run_cli("study", "mine", *TINY, "seed=0", "method.epochs=3", f"reuse={file}")
-        assert "0 of 2 runs are in" in said.err
+    def test_which_runs_of_a_document_serve(self, studied, inside):
+        """Not those of other settings, without the study's tables, or of shared splits that it does not name."""
+        study = plan("mine", TINY)
+        said = {"numbers": {"test/accuracy": 0.9}, "tables": {"confusion_matrix": [["a"]]}}
+        runs = [{**said, "identity": identity(job.tree), "test/loss": None} for job in study.jobs["linear"]]
+        row, alone = {"runs": runs}, [{"device": "cpu"}]
 
-    def test_older_documents_do_not_say_what_splits_share(self, studied, run_cli, inside):
-        assert run_cli("study", "mine", *TINY, "seed=0,1", "out=res").code == 0
-        (file,) = inside.glob("res/*.json")
-        document = {**json.loads(file.read_text()), "date": "2025-12-31"}
-        for row in document["rows"].values():
-            for run in row["runs"]:
-                del run["splits"], run["undefined"], run["environments"], run["ended"]
-        file.write_text(json.dumps(document))
-        assert "0 of 4 runs are in" in run_cli("study", "mine", *TINY, "seed=0,1", f"reuse={file}").err
-        for row in document["rows"].values():
-            del row["overlap"]
-        file.write_text(json.dumps(document))
-        said = run_cli("study", "mine", *TINY, "seed=0,1", f"reuse={file}", "outputs=none")
-        assert "4 of 4 runs are in" in said.err
-        assert said.code == 0, said.err
-        assert "Measured 2025-12-31" in said.out  # then, not now
+        def found(changed=(), tables=("confusion_matrix",), **document):
+            (inside / "file.json").write_text(json.dumps({"date": "2025-12-31", "environments": alone, **document}))
+            return from_documents([inside / "file.json"], plan("mine", [*TINY, *changed]).every_job, tables)
+
+        first, *_ = served = list(found(rows={"a": row}).values())
+        assert [one.run.seed for one in served] == [0, 1, 2]
+        assert (first.run.numbers, first.run.undefined) == ({"test/accuracy": 0.9}, {"test/loss"})
+        assert (first.run.ended, first.environments) == ("2025-12-31", ({"device": "cpu"},))
+        assert len(found(rows={"a": row}, changed=["seed=1"])) == 1
+        assert not found(rows={"a": row}, changed=["method.epochs=9"])
+        assert not found(rows={"a": row}, tables=["confusion_matrix", "other"])
+        assert not found(rows={"a": {**row, "overlap": 0.5}})
+        for one in runs:
+            one["splits"] = {"train": [120, "f00"]}
+        named = found(rows={"a": {**row, "overlap": 0.5}})
+        assert [one.run.splits for one in named.values()] == [{"train": (120, "f00")}] * 3
 
     @pytest.mark.parametrize(("text", "said"), [
         (None, "No such file"),
