@@ -56,13 +56,13 @@ def accuracy_maps(gathered: Gathered) -> list[Heatmap]:
     for group, values in labelled:
         matrices = [matrix for run in group.runs.values() if (matrix := _read(run.folder / MATRIX)) is not None]
         if matrices:
-            seeds = f"{len(matrices)} seed{'s' if len(matrices) > 1 else ''}"
-            found.append(mean_map(f"{label_of(group, values)} ({seeds})", matrices))
+            found.append(mean_map(label_of(group, values), matrices))
     return [one for one in found if one is not None][:MOST]
 
 
-def mean_map(title: str, matrices: Sequence[list[list[str]]]) -> Heatmap | None:
-    """The mean of equally large accuracy matrices, as rows of CSV; None where seeds have different tasks."""
+def mean_map(name: str, matrices: Sequence[list[list[str]]]) -> Heatmap | None:
+    """The mean of equally large accuracy matrices of CSV, one a seed; None where seeds have different tasks."""
+    title = f"{name} ({len(matrices)} seed{'s' if len(matrices) > 1 else ''})"
     first = matrices[0]
     if any([len(row) for row in one] != [len(row) for row in first] for one in matrices):
         return None

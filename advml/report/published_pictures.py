@@ -23,9 +23,7 @@ def pictures(said: Mapping[str, Any]) -> dict[str, Picture]:
     for table in dict.fromkeys(name for row in said["rows"].values() for run in row["runs"] for name in run["tables"]):
         for column in _panels(said):
             maps = [
-                mean_map(
-                    f"{of.get('row', row)} ({len(of['runs'])} seeds)", [run["tables"][table] for run in of["runs"]]
-                )
+                mean_map(of.get("row", row), [run["tables"][table] for run in of["runs"]])
                 for row, of in said["rows"].items()
                 if of.get("column") == column
             ]
