@@ -89,7 +89,7 @@ def _reused(study: Study, said: Sequence[str]) -> dict[Path, Recorded]:
     from advml.report.recorded import from_documents
 
     files = [Path(file) for word in said for file in word.split(",")]
-    found = from_documents(files, study.every_job, study.asked.tables)
+    found = from_documents(files, study.every_job, study.asked.metric, study.asked.tables)
     print(f"{len(found)} of {len(study.every_job)} runs are in {', '.join(map(str, files))}", file=sys.stderr)
     return found
 

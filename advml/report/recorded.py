@@ -17,7 +17,7 @@ from advml.runner.folder import RunFolder
 from advml.runner.identity import identity
 from advml.runner.jobs import Job
 
-MACHINE_ONLY = ("choices", "variables")  # of environment.json: the run's own, not the machine's
+OWN = ("choices", "variables")  # of environment.json what is the run's own; all else is where it ran
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def from_folder(job: Job, metric: str, tables: Sequence[str]) -> Recorded:
     if metric not in found.numbers and metric not in found.undefined:
         raise AdvmlError(f"{job.folder}: result.json has no {metric}; there are {', '.join(found.numbers)}")
     found = replace(found, ended=found.ended.partition("T")[0])
-    machine = {key: value for key, value in found.folder.environment().items() if key not in MACHINE_ONLY}
+    machine = {key: value for key, value in found.folder.environment().items() if key not in OWN}
     return Recorded(found, {name: _table(found.folder / f"artifacts/{name}.csv") for name in tables}, (machine,))
 
 
@@ -52,7 +52,7 @@ def _table(path: Path) -> list[list[str]]:
 
 
 def entry(found: Recorded, environments: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """What a document says of a run, to be read by `from_document`; its machine is looked up in `environments`, where
+    """What a document says of a run, to be read by `from_documents`; its machine is looked up in `environments`, where
     it is put if it is new.
     """
     for one in found.environments:
@@ -70,44 +70,43 @@ def entry(found: Recorded, environments: list[Mapping[str, Any]]) -> dict[str, A
     }
 
 
-def from_documents(paths: Sequence[Path], jobs: Sequence[Job], tables: Sequence[str]) -> dict[Path, Recorded]:
+def from_documents(
+    paths: Sequence[Path], jobs: Sequence[Job], metric: str, tables: Sequence[str]
+) -> dict[Path, Recorded]:
     """Of the `jobs` those that one of these documents holds, by their folders: the same configuration and seed, with
-    all `tables`. The first document that has one counts.
+    `metric` and all `tables`. The first document that has one counts.
 
     Raises ConfigError with every path that is no study's document.
     """
     mistakes: list[str] = []
-    known: dict[str, tuple[Mapping[str, Any], Mapping[str, Any]]] = {}
+    wanted = {identity(job.tree): job for job in jobs}
+    found: dict[Path, Recorded] = {}
     for path in paths:
         try:
-            said = json.loads(path.read_text(encoding="utf-8"))
-            for name, one in _entries(said):
-                known.setdefault(name, (one, said))
+            for job, one in _entries(json.loads(path.read_text(encoding="utf-8")), wanted):
+                has = metric in one.run.numbers or metric in one.run.undefined
+                if has and set(tables) <= set(one.tables):
+                    found.setdefault(job.folder, one)
         except OSError as error:
             mistakes.append(f"reuse={path}: {error.strerror}")
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, LookupError, TypeError, AttributeError):
             mistakes.append(f"reuse={path}: no study's document, which advml study NAME out=FOLDER writes, or damaged")
     if mistakes:
         raise ConfigError(mistakes)
-    held = {job.folder: (job, *known[key]) for job in jobs if (key := identity(job.tree)) in known}
-    return {
-        folder: _from_entry(job, one, said)
-        for folder, (job, one, said) in held.items()
-        if set(tables) <= set(one["tables"])
-    }
+    return found
 
 
-def _entries(said: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """(identity, run) of a document. Older ones do not say of which examples the splits are; where that matters (a row
-    with `overlap`) their runs are left out.
+def _entries(said: Mapping[str, Any], wanted: Mapping[str, Job]) -> Iterator[tuple[Job, Recorded]]:
+    """The runs of a document that are `wanted`, a job by its identity. Older documents do not say of which examples the
+    splits are; where that matters (a row with `overlap`) their runs are left out.
     """
     for row in said["rows"].values():
         for one in row["runs"]:
-            complete = isinstance(one["numbers"], dict) and isinstance(one["tables"], dict)
-            if not complete or any(place >= len(said["environments"]) for place in one.get("environments", ())):
+            if not all(isinstance(one[key], dict) for key in ("numbers", "tables")):
                 raise ValueError("not what a document says of a run")
-            if "splits" in one or "overlap" not in row:
-                yield str(one["identity"]), one
+            if one["identity"] in wanted and ("splits" in one or "overlap" not in row):
+                job = wanted[one["identity"]]
+                yield job, _from_entry(job, one, said)
 
 
 def _from_entry(job: Job, one: Mapping[str, Any], said: Mapping[str, Any]) -> Recorded:

@@ -110,6 +110,7 @@ EWC = ("method=ewc", "dataset=iris", "view.tasks=4", "method.iterations=30", "me
     pytest.param(SUPERVISED, 8, id="supervised"),
     pytest.param(SUPERVISED, 20, id="supervised, twenty", marks=pytest.mark.slow),
     pytest.param(EWC, 3, id="ewc"),
+    pytest.param(EWC, 5, id="ewc, five", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_kills_change_nothing(base, kills, forks, tree, tmp_path):
     config = tree("checkpoint_seconds=0", base=base)

@@ -270,15 +270,15 @@ class TestReuse:
         assert len(list(inside.glob("other/studies/mine/*/result.json"))) == 1
 
     def test_which_runs_of_a_document_serve(self, studied, inside):
-        """Not those of other settings, without the study's tables, or of shared splits that it does not name."""
+        """Not those of other settings, without the study's metric or tables, or of shared splits without names."""
         study = plan("mine", TINY)
         said = {"numbers": {"test/accuracy": 0.9}, "tables": {"confusion_matrix": [["a"]]}}
         runs = [{**said, "identity": identity(job.tree), "test/loss": None} for job in study.jobs["linear"]]
         row, alone = {"runs": runs}, [{"device": "cpu"}]
 
-        def found(changed=(), tables=("confusion_matrix",), **document):
+        def found(changed=(), metric="test/accuracy", tables=("confusion_matrix",), **document):
             (inside / "file.json").write_text(json.dumps({"date": "2025-12-31", "environments": alone, **document}))
-            return from_documents([inside / "file.json"], plan("mine", [*TINY, *changed]).every_job, tables)
+            return from_documents([inside / "file.json"], plan("mine", [*TINY, *changed]).every_job, metric, tables)
 
         first, *_ = served = list(found(rows={"a": row}).values())
         assert [one.run.seed for one in served] == [0, 1, 2]
@@ -287,11 +287,16 @@ class TestReuse:
         assert len(found(rows={"a": row}, changed=["seed=1"])) == 1
         assert not found(rows={"a": row}, changed=["method.epochs=9"])
         assert not found(rows={"a": row}, tables=["confusion_matrix", "other"])
+        assert len(found(rows={"a": row}, metric="test/loss")) == 3  # null: looked for, not there
+        assert not found(rows={"a": row}, metric="test/ece")
         assert not found(rows={"a": {**row, "overlap": 0.5}})
         for one in runs:
             one["splits"] = {"train": [120, "f00"]}
         named = found(rows={"a": {**row, "overlap": 0.5}})
         assert [one.run.splits for one in named.values()] == [{"train": (120, "f00")}] * 3
+        for damaged in ({"environments": [1]}, {"splits": {"train": 5}}, {"numbers": 3}, {"tables": None}):
+            with pytest.raises(ConfigError, match="no study's document"):
+                found(rows={"a": {"runs": [{**runs[0], **damaged}]}})
 
     @pytest.mark.parametrize(("text", "said"), [
         (None, "No such file"),
