@@ -63,11 +63,6 @@ class Group:
     missing: tuple[Missing, ...]
 
     @property
-    def any_run(self) -> Run | None:
-        """The run with the smallest seed, for what all of them share."""
-        return next(iter(self.runs.values()), None)
-
-    @property
     def problem(self) -> str:
         """What must be equal for numbers to be comparable at all: the data set and the view of it.
 

@@ -199,10 +199,6 @@ def test_the_factor_of_the_auxiliary_skip_is_saved_where_there_is_one():
     assert float(other.skip_weight) == 0.25
     close(one.eval()(batch()[0]), other.eval()(batch()[0]))
     assert "skip_weight" not in supernet().state_dict()
-    old = {name: value for name, value in one.state_dict().items() if name != "skip_weight"}
-    fresh = supernet(nodes=1, cells=1, reductions=0, auxiliary_skip=True)
-    fresh.load_state_dict(old)  # of before the factor was saved
-    assert float(fresh.skip_weight) == 1
 
 
 def test_misfits_are_one_line_each():

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from advml.errors import ConfigError, did_you_mean
+from advml.errors import ConfigError
 from advml.nn.cells.genotype import DARTS_OPERATIONS, ENAS_OPERATIONS, SPACES, Cell, Edge, Genotype
 from advml.nn.cells.nasbench201 import canonical_code
 
@@ -246,15 +246,3 @@ class NasBench201(Space):
     def canonical(self, code: Code) -> Code:
         """The smallest code with the same function: what `none` cuts off and the order of sums do not matter."""
         return canonical_code(code)
-
-
-def space_named(name: str, nodes: int | None = None) -> Space:
-    """A space by name, with its usual number of nodes unless told; NAS-Bench-201 has no choice in this."""
-    match name:
-        case "darts_cells":
-            return DartsCells(4 if nodes is None else nodes)
-        case "enas_micro":
-            return EnasMicro(5 if nodes is None else nodes)
-        case "nasbench201":
-            return NasBench201()
-    raise ConfigError(f"{name}: unknown space{did_you_mean(name, SPACES)}; there are {', '.join(SPACES)}")

@@ -200,12 +200,6 @@ class Supernet(Network):
         self.betas = nn.ParameterDict(edges)
         self.register_buffer("skip_weight", torch.ones(()), persistent=settings.auxiliary_skip)
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        """States saved before the factor was among them: it stays as it is, and a search sets it at its next step."""
-        if self.config.auxiliary_skip:
-            state_dict.setdefault(f"{prefix}skip_weight", self.skip_weight)
-        super()._load_from_state_dict(state_dict, prefix, *rest)
-
     def architecture(self) -> list[nn.Parameter]:
         """α, and β where there are any: never among `weights()`."""
         return [*self.alphas.values(), *self.betas.values()]
