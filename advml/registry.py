@@ -63,6 +63,7 @@ BUILT_IN: dict[Kind, dict[str, str]] = {
         "barren_plateau": "advml.methods.quantum.barren_plateau:BarrenPlateau",
         "qnn": "advml.methods.supervised:Rates",
         "qnn_rates": "advml.methods.supervised:Rates",
+        "qnn_images": "advml.methods.supervised:Rates",
         "quantum_kernel": "advml.methods.quantum.quantum_kernel:QuantumKernel",
         "darts": "advml.methods.nas.darts:Darts",
         "enas": "advml.methods.nas.enas:Enas",

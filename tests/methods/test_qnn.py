@@ -57,6 +57,17 @@ def test_baselines_keep_what_the_user_asked_of_the_circuit():
     assert all(one["method"] == tree["method"] for one in planned.values())
 
 
+def test_baselines_of_a_circuit_over_images():
+    tree, _ = compose(["method=qnn_images", "model.layers=2", "method.epochs=7"])
+    planned = plan(tree)
+    assert {name: one["model"]["name"] for name, one in planned.items()} == {
+        "linear": "linear", "cnn": "cnn", "no_entanglers": "quanvolution", "trained": "quanvolution",
+    }  # fmt: skip
+    assert planned["no_entanglers"]["model"] == {**tree["model"], "entangle": False}
+    assert planned["trained"]["model"] == {**tree["model"], "trainable": True}
+    assert all((one["method"], one["dataset"]) == (tree["method"], tree["dataset"]) for one in planned.values())
+
+
 def test_learns_iris_beside_its_baselines(run_cli):
     said = run_cli("run", "method=qnn", "method.epochs=15", "dataset.split_seed=1", *QUIET)
     assert said.code == 0, said.err
