@@ -18,7 +18,6 @@ from advml.contracts import Batch, Network
 from advml.nn.abilities import Unsuited, unmapped
 from advml.nn.chain_sgd import ChainSgd
 from advml.nn.example_losses import ExampleLosses
-from advml.nn.factored_sgd import FactoredSgd
 from advml.nn.optimisers import Optimiser, OptimiserSettings, make_optimiser
 from advml.nn.replicas import ENGINES, Batched, Parameters, Replicas, Vmapped
 
@@ -172,15 +171,11 @@ class LocalTraining:
     def _affine(self) -> frozenset[str]:
         return ChainSgd.serves(self.replicas) if isinstance(self.replicas, Batched) else frozenset()
 
-    def _mover(
-        self, values: Parameters, trained: Sequence[str], lr: float, pull: Pull
-    ) -> ChainSgd | FactoredSgd | _Differentiated:
-        strength = pull.strength + self.settings.weight_decay
-        if self.settings.optimiser == "sgd" and not self.settings.momentum and self.settings.clip_norm is None:
-            if isinstance(self.replicas, Batched) and self._affine == set(trained):
-                return ChainSgd(self.replicas, values, self.losses, lr, strength, pull.offset)
-            if FactoredSgd.serves(self.replicas, len(next(iter(values.values())))):
-                return FactoredSgd(self.replicas, values, trained, self.losses, lr, strength, pull.offset)
+    def _mover(self, values: Parameters, trained: Sequence[str], lr: float, pull: Pull) -> ChainSgd | _Differentiated:
+        plain = self.settings.optimiser == "sgd" and not self.settings.momentum and self.settings.clip_norm is None
+        if plain and isinstance(self.replicas, Batched) and self._affine == set(trained):
+            decay = self.settings.weight_decay
+            return ChainSgd(self.replicas, values, self.losses, lr, pull.strength + decay, pull.offset)
         return _Differentiated(self, values, trained, lr, pull)
 
 
