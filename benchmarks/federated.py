@@ -1,11 +1,13 @@
 """A round of federated averaging: ours against the loop of tutorials, a tight loop and Flower's simulation.
 
     python benchmarks/federated.py                    rounds, and the cost per client up to 10,000 clients
+    python benchmarks/federated.py --model cnn        rounds of the paper's CNN: 2 clients of 600 images
     python benchmarks/federated.py --flower           also Flower, where installed: pip install "flwr[simulation]"
 
 Setting: 20 clients of 60 images 28×28, all in every round, the 2NN of McMahan et al. 2017 (784-200-200-10), batches of
 10, one local epoch, plain SGD. Images are random. `naive` copies the network, reads each client's batches from a
-DataLoader and trains with torch.optim; `tight` indexes tensors and updates in place. Flower runs its own FedAvg over
+DataLoader and trains with torch.optim, filters lying as torch lays them; `tight` indexes tensors and updates in place,
+filters lying as ours. Flower runs its own FedAvg over
 Ray with the naive client, on as many processes as there are cores, at most two.
 
 Equality comes first: after two rounds in float64 no weight may differ by more than 1e-12 (Flower: 1e-10; it sums in
@@ -40,9 +42,11 @@ from common import machine, medians, seconds
 from federated_setting import clients, naive_round, network, ours, tight_round, worst_difference
 
 from advml.contracts import At
+from advml.data.clients import Clients
 from advml.nn.products import keep_freed_memory
 
 COUNT, EXAMPLES, JOB = 20, 60, 11
+OF_CNN = 2, 600  # clients, and images of each, as many as in the paper
 TOLERANCE, IN_ANY_ORDER = 1e-12, 1e-10
 POPULATIONS = (100, 1_000, 10_000)
 HERE = Path(__file__)
@@ -51,6 +55,7 @@ HERE = Path(__file__)
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--model", choices=["mlp_2nn", "cnn"], default="mlp_2nn")
     parser.add_argument("--flower", action="store_true")
     parser.add_argument("--population", type=int, default=None, help="one size only, in this process")
     parser.add_argument("--job", action="store_true", help="only our whole job, in this process")
@@ -63,7 +68,9 @@ def main() -> None:
         play(our_round(torch.float32), JOB)
         return
     print(machine())
-    compare_rounds(options.repeats)
+    compare_rounds(options.repeats, options.model)
+    if options.model == "cnn":
+        return
     if options.flower:
         compare_flower()
     for count in POPULATIONS:
@@ -81,23 +88,32 @@ class Way:
         self.step, self.model = step, model
 
 
-def our_round(dtype: torch.dtype) -> Way:
+def setting(dtype: torch.dtype, model: str) -> Clients:
+    """The clients."""
+    return clients(*(OF_CNN if model == "cnn" else (COUNT, EXAMPLES)), dtype)
+
+
+def our_round(dtype: torch.dtype, model: str = "mlp_2nn") -> Way:
     """The method as it is shipped, its bookkeeping included."""
-    method = ours(clients(COUNT, EXAMPLES, dtype), dtype, rounds=1000)
+    method = ours(setting(dtype, model), dtype, model, rounds=1000)
     return Way(lambda number: method.step(At(0, number, number, False)), method.network)
 
 
-def of_loop(run: Callable[..., None]) -> Callable[[torch.dtype], Way]:
+def of_loop(run: Callable[..., None], layout: torch.memory_format) -> Callable[..., Way]:
     """A round that is a function of network, clients and number."""
 
-    def make(dtype: torch.dtype) -> Way:
-        model, view = network(dtype), clients(COUNT, EXAMPLES, dtype)
-        return Way(lambda number: run(model, view, number), model)
+    def make(dtype: torch.dtype, model: str = "mlp_2nn") -> Way:
+        start, view = network(dtype, model).to(memory_format=layout), setting(dtype, model)
+        return Way(lambda number: run(start, view, number), start)
 
     return make
 
 
-WAYS = {"ours": our_round, "tight": of_loop(tight_round), "naive": of_loop(naive_round)}
+WAYS = {
+    "ours": our_round,
+    "tight": of_loop(tight_round, torch.preserve_format),
+    "naive": of_loop(naive_round, torch.contiguous_format),
+}
 
 
 def play(way: Way, rounds: int) -> dict[str, torch.Tensor]:
@@ -110,14 +126,14 @@ def play(way: Way, rounds: int) -> dict[str, torch.Tensor]:
 # --- the comparisons ----------------------------------------------------------------------------------------------
 
 
-def compare_rounds(repeats: int) -> None:
+def compare_rounds(repeats: int, model: str) -> None:
     """One round in this process."""
     keep_freed_memory()  # as in a run
-    reference = play(WAYS["naive"](torch.float64), 2)
-    errors = {name: worst_difference(play(make(torch.float64), 2), reference) for name, make in WAYS.items()}
+    reference = play(WAYS["naive"](torch.float64, model), 2)
+    errors = {name: worst_difference(play(make(torch.float64, model), 2), reference) for name, make in WAYS.items()}
     if max(errors.values()) > TOLERANCE:
         raise SystemExit(f"weights differ by {errors}, so there is nothing to time")
-    ways = {name: make(torch.float32) for name, make in WAYS.items()}
+    ways = {name: make(torch.float32, model) for name, make in WAYS.items()}
     for way in ways.values():
         way.step(0)
     times = medians({name: lambda way=way: way.step(1) for name, way in ways.items()}, dict.fromkeys(ways, repeats))

@@ -31,10 +31,10 @@ LR, BATCH = 0.1, 10
 RNG = KeyedRng(0)
 
 
-@lru_cache(maxsize=1)
-def bound() -> Any:
-    """The shipped method at the setting's sizes, and the 2NN of McMahan et al. 2017."""
-    words = ["method=fedavg", "model=mlp_2nn", "method.fraction=1.0", f"method.lr={LR}", f"method.batch_size={BATCH}"]
+@lru_cache(maxsize=2)
+def bound(model: str) -> Any:
+    """The shipped method at the setting's sizes, and a network of McMahan et al. 2017: mlp_2nn or cnn."""
+    words = ["method=fedavg", f"model={model}", "method.fraction=1.0", f"method.lr={LR}", f"method.batch_size={BATCH}"]
     tree = compose(words)[0]
     return bind(tree)
 
@@ -54,17 +54,17 @@ def clients(count: int, examples: int, dtype: torch.dtype) -> Clients:
     return Clients(shares, SPEC, {})  # type: ignore[arg-type]
 
 
-def network(dtype: torch.dtype) -> Network:
+def network(dtype: torch.dtype, model: str = "mlp_2nn") -> Network:
     """Where all ways start."""
-    model = bound().model
-    return build(model.name, model.settings, SPEC, seed=0).to(dtype)
+    chosen = bound(model).model
+    return build(chosen.name, chosen.settings, SPEC, seed=0).to(dtype)
 
 
-def ours(view: Clients, dtype: torch.dtype, **changes: Any) -> FedAvg:
+def ours(view: Clients, dtype: torch.dtype, model: str = "mlp_2nn", **changes: Any) -> FedAvg:
     """The method as it is shipped, outside a run."""
-    method, config = FedAvg(), replace(bound().method.settings, **changes)
+    method, config = FedAvg(), replace(bound(model).method.settings, **changes)
     context: Any = SimpleNamespace(
-        settings=config, data=view, build=lambda: network(dtype), rng=RNG, count=lambda **work: None,
+        settings=config, data=view, build=lambda: network(dtype, model), rng=RNG, count=lambda **work: None,
         device=torch.device("cpu"), dtype=dtype, world=Alone(),
     )  # fmt: skip
     method.setup(context)

@@ -17,12 +17,13 @@ from typing import ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, vmap
+from torch.func import vmap
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advml.contracts import Network, Spec
 from advml.nn.abilities import Unsuited, unmapped
+from advml.nn.substitution import Substitution
 
 Parameters = dict[str, Tensor]
 """Name → [R, *shape]: a value for each of R copies."""
@@ -114,6 +115,7 @@ class Replicas:
     def __init__(self, network: Network, remember: bool = False) -> None:
         self.seen = _Seen()
         self.network = _bare(network, self.seen, native=True, remember=remember)
+        self.one = Substitution(self.network)
         self.last = [name for name, value in network.named_parameters() if _has_channels_last(value)]
 
     def outputs(
@@ -169,11 +171,6 @@ class Replicas:
         if self.network.training != dropout:
             self.network.train(dropout)
 
-    def one(self, parameters: Mapping[str, Tensor], inputs: Inputs) -> Tensor:
-        """Outputs [B, C] of one copy, name → [*shape], for name → [B, ...]."""
-        outputs: Tensor = functional_call(self.network, dict(parameters), (inputs,))
-        return outputs
-
 
 def _has_channels_last(value: Tensor) -> bool:
     return value.dim() == 4 and (value.stride(1), value.stride(3)) == (1, value.shape[1])
@@ -189,6 +186,7 @@ class Vmapped(Replicas):
             raise Unsuited(f"engine: vmap does not serve {refused}; use loop")
         self.seen = _Seen()
         self.network = _bare(network, self.seen, native=False, remember=remember)
+        self.one = Substitution(self.network)
         # On a CPU as many as stay in its cache, on a GPU as many as there are.
         self.at_once = AT_ONCE if next(network.parameters()).device.type == "cpu" else None
 
