@@ -208,7 +208,8 @@ class _Differentiated:
     def step(self, batch: Batch, weight: Tensor | None) -> Tensor:
         """One update; the mean loss of each copy before it, [R]."""
         with torch.enable_grad():
-            each = self.plan.losses(self.plan.replicas.outputs(self.rows, batch.inputs, dropout=True), batch.target)
+            outputs = self.plan.replicas.outputs(self.rows, batch.inputs, dropout=True, weight=weight)
+            each = self.plan.losses(outputs, batch.target)
             found = each.mean(1) if weight is None else (each * weight).sum(1)
             gradients = torch.autograd.grad(found.sum(), list(self.parameters.values()), allow_unused=True)
         moving = [

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -23,6 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from advml.contracts import Network, Spec
 from advml.nn.abilities import Unsuited, unmapped
+from advml.nn.replica_norms import Normalised, Seen, normalised, remembered
 from advml.nn.substitution import Substitution
 
 Parameters = dict[str, Tensor]
@@ -43,59 +43,14 @@ def expand(network: nn.Module | Mapping[str, Tensor], copies: int) -> Parameters
     return {name: value.unsqueeze(0).expand(copies, *value.shape) for name, value in values.items()}
 
 
-# --- batch norm without a memory ----------------------------------------------------------------------------------
-
-
-@dataclass
-class _Seen:
-    """Whose statistics batch norms use: those of the first so many examples; None = of all."""
-
-    first: int | None = None
-
-
-class _Normalised(nn.Module):
-    """Batch norm (Ioffe and Szegedy 2015) by the examples at hand, under the parameter names of the norm it replaces.
-
-    y = γ (x − μ) / √(σ² + ε) + β with the mean μ and the variance σ² of each channel over examples and places.
-    """
-
-    def __init__(self, norm: _BatchNorm, seen: _Seen, native: bool) -> None:
-        super().__init__()
-        self.weight, self.bias, self.affine = norm.weight, norm.bias, norm.affine
-        self.eps, self.seen, self.native = norm.eps, seen, native
-
-    def forward(self, values: Tensor) -> Tensor:
-        """[B, C, ...] → the same shape."""
-        if self.native and self.seen.first is None:
-            # As rows of channels, no copy with channels last: torch's second derivatives take half the time so.
-            rows = values.movedim(1, -1)
-            flat = rows.reshape(-1, rows.shape[-1])
-            flat = F.batch_norm(flat, None, None, self.weight, self.bias, training=True, eps=self.eps)
-            return flat.view(rows.shape).movedim(-1, 1)
-        shape = (1, -1, *[1] * (values.dim() - 2))
-        normal = normalised(values, self.seen.first, (0, *range(2, values.dim())), self.eps)
-        return normal * self.weight.view(shape) + self.bias.view(shape) if self.affine else normal
-
-
-def normalised(values: Tensor, first: int | None, axes: tuple[int, ...], eps: float) -> Tensor:
-    """(x − μ) / √(σ² + ε), μ and σ² over `axes`, of which the foremost counts examples: over its `first` ones only.
-
-    Written as means because vmap over torch's own batch norm has wrong second derivatives (torch 2.13).
-    """
-    seen = values if first is None else values.narrow(axes[0], 0, first)
-    mean = seen.mean(axes, keepdim=True)
-    variance = (seen - mean).square().mean(axes, keepdim=True)
-    return (values - mean) * torch.rsqrt(variance + eps)
-
-
-def _bare(network: Network, seen: _Seen, native: bool, remember: bool) -> Network:
+def _bare(network: Network, seen: Seen, native: bool, remember: bool) -> Network:
     """The form of the network: the same parameters under the same names, batch norms without running averages."""
     shared = {id(parameter): parameter for parameter in network.parameters()}
     bare = copy.deepcopy(network, shared)
     for module in () if remember else list(bare.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, _BatchNorm):
-                setattr(module, name, _Normalised(child, seen, native))
+                setattr(module, name, Normalised(child, seen, native))
     return bare.eval()
 
 
@@ -110,24 +65,27 @@ class Replicas:
     """
 
     engine: ClassVar[str] = "loop"
+    pads_norms: ClassVar[bool] = False  # may batch norms see examples of weight zero?
     at_once: int | None = 1
 
     def __init__(self, network: Network, remember: bool = False) -> None:
-        self.seen = _Seen()
+        self.seen = Seen()
         self.network = _bare(network, self.seen, native=True, remember=remember)
         self.one = Substitution(self.network)
         self.last = [name for name, value in network.named_parameters() if _has_channels_last(value)]
 
     def outputs(
-        self, parameters: Parameters, inputs: Inputs, reference: Inputs | None = None, dropout: bool = False
-    ) -> Tensor:
+        self, parameters: Parameters, inputs: Inputs, reference: Inputs | None = None, dropout: bool = False,
+        weight: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Outputs [R, B, C] of each copy for examples of its own, name → [R, B, ...].
 
         Batch norm takes its statistics from these examples; with `reference`, name → [R, S, ...], from those instead,
-        so that one example's output does not depend on its neighbours. `dropout` switches it on: each copy draws its
-        own, from torch's generator, so that engines draw differently.
+        so that one example's output does not depend on its neighbours; with `weight` [R, B], where norms may be padded
+        (`pads_norms`), from those above zero. `dropout` switches it on: each copy draws its own, from torch's
+        generator, so that engines draw differently.
         """
-        self.seen.first = None
+        self.seen.first, self.seen.weight = None, weight if self.pads_norms else None
         if reference is not None:
             self.seen.first = next(iter(reference.values())).shape[1]
             inputs = {name: torch.cat([reference[name], values], 1) for name, values in inputs.items()}
@@ -184,7 +142,7 @@ class Vmapped(Replicas):
     def __init__(self, network: Network, remember: bool = False) -> None:
         if (refused := unmapped(network)) is not None:
             raise Unsuited(f"engine: vmap does not serve {refused}; use loop")
-        self.seen = _Seen()
+        self.seen = Seen()
         self.network = _bare(network, self.seen, native=False, remember=remember)
         self.one = Substitution(self.network)
         # On a CPU as many as stay in its cache, on a GPU as many as there are.
@@ -208,18 +166,20 @@ class Mixed(Replicas):
             self.at_once = AT_ONCE if max(examples) <= SOME else AT_ONCE // 2
 
     def outputs(
-        self, parameters: Parameters, inputs: Inputs, reference: Inputs | None = None, dropout: bool = False
-    ) -> Tensor:
+        self, parameters: Parameters, inputs: Inputs, reference: Inputs | None = None, dropout: bool = False,
+        weight: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
         """Outputs [R, B, C]."""
         copies, examples = next(iter(inputs.values())).shape[:2]
         compute = self.vmapped.outputs if copies > 1 and examples <= FEW else super().outputs
-        return compute(parameters, inputs, reference, dropout)
+        return compute(parameters, inputs, reference, dropout, weight)
 
 
 class Batched(Replicas):
     """All copies of a chain of affine maps, norms and elementwise functions, by one product of matrices a layer."""
 
     engine = "batched"
+    pads_norms = True
     at_once = None
 
     def __init__(self, network: Network, remember: bool = False) -> None:
@@ -276,10 +236,11 @@ class Batched(Replicas):
                     hidden = _affine(hidden, weight, bias)
                 case nn.LayerNorm():
                     hidden = _scaled(F.layer_norm(hidden, module.normalized_shape, eps=module.eps), weight, bias)
-                case _Normalised():
+                case Normalised():
                     hidden = _scaled(normalised(hidden, self.seen.first, (1,), module.eps), weight, bias)
                 case nn.BatchNorm1d():
-                    hidden = _scaled(_remembered(hidden, module, name, parameters), weight, bias)
+                    normal = remembered(hidden, module, name, parameters, self.seen.weight)
+                    hidden = _scaled(normal, weight, bias)
                 case _:
                     hidden = module(hidden)
         return hidden
@@ -291,22 +252,6 @@ class Call(NamedTuple):
     name: str
     read: Tensor
     given: Tensor
-
-
-def _remembered(rows: Tensor, norm: nn.BatchNorm1d, name: str, values: Parameters) -> Tensor:
-    """rows [R, B, F] normalised by themselves in training, which moves the running averages [R, F]; else by those."""
-    assert norm.momentum is not None
-    mean, variance = values[f"{name}.running_mean"], values[f"{name}.running_var"]
-    if not norm.training:
-        return (rows - mean.unsqueeze(1)) * torch.rsqrt(variance.unsqueeze(1) + norm.eps)
-    examples = rows.shape[1]
-    if examples < 2:
-        raise ValueError("batch norm: a single example has no variance")
-    with torch.no_grad():
-        mean.lerp_(rows.mean(1), norm.momentum)
-        variance.lerp_(rows.var(1), norm.momentum)
-        values[f"{name}.num_batches_tracked"].add_(1)
-    return normalised(rows, None, (1,), norm.eps)
 
 
 def _affine(rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -324,7 +269,7 @@ def _scaled(rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 
 SERVED = (
-    nn.Linear, nn.LayerNorm, nn.BatchNorm1d, _Normalised,
+    nn.Linear, nn.LayerNorm, nn.BatchNorm1d, Normalised,
     nn.ReLU, nn.Tanh, nn.Softplus, nn.GELU, nn.Sigmoid, nn.SiLU, nn.ELU, nn.LeakyReLU, nn.Dropout, nn.Identity,
 )  # fmt: skip
 

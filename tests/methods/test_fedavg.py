@@ -53,6 +53,19 @@ def test_engines_agree(play, model, words):
         assert [step["clients"] for step in one.steps] == [2.0, 2.0, 2.0]
 
 
+def test_who_trains_side_by_side(play):
+    """Behind batch norms clients of unequal sizes only where padding stays out of the statistics."""
+    found = {}
+    for engine in ("batched", "vmap", "loop"):
+        method = federated(play, "fedavg", *QUANTITY, f"method.engine={engine}", model="mlp_batch").method
+        steps = {client: method.planned(client) for client in range(5)}
+        found[engine] = list(method.chunks(method.order(steps), steps))
+    assert len({method.sizes[client] for client in range(5)}) > 1
+    assert len(found["batched"]) == 1
+    assert all(len({method.sizes[client] for client in chunk}) == 1 for chunk in found["vmap"])
+    assert [len(chunk) for chunk in found["loop"]] == [1] * 5
+
+
 def test_chunks_change_rounding_only(play):
     """Clients two by two instead of all at once."""
     whole, few = (federated(play, "fedavg", *QUANTITY, "method.fraction=1.0") for _ in range(2))

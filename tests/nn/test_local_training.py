@@ -142,8 +142,15 @@ def test_every_activation_in_the_batched_engine(activation):
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("norm", ["batch", "layer"])
 def test_norms_and_their_running_averages(engine, norm):
-    """Batch norm: side by side only clients of one size. The last single example joins the batch before it."""
+    """The last single example joins the batch before it."""
     assert_alike(network(norm), orders([7, 7, 7], 3, 2, alone=False), PLAIN, engine)
+
+
+@pytest.mark.parametrize("engine", ["batched", "auto"])
+@pytest.mark.parametrize("words", [{}, {"momentum": 0.9}], ids=["plain", "momentum"])
+def test_batch_norms_leave_padding_out_of_their_statistics(engine, words):
+    """Batches of 4, 3 and 2 examples side by side, and others that are done."""
+    assert_alike(network("batch"), orders([17, 9, 4, 2], 3, 2, alone=False), settings(**words), engine)
 
 
 @pytest.mark.parametrize("engine", ["loop", "vmap"])

@@ -163,11 +163,11 @@ class Federated(Extras):
         return sorted((k for k in steps if steps[k]), key=lambda k: (-steps[k], -self.sizes[k], k))
 
     def chunks(self, order: list[int], steps: Mapping[int, int]) -> Iterator[list[int]]:
-        """The clients that train side by side: as many as are fast, and with batch norm only of equal sizes."""
+        """The clients that train side by side: as many as are fast, of equal sizes where norms may not be padded."""
         chunk: list[int] = []
         for client in order:
             alike = not chunk or (steps[client], self.sizes[client]) == (steps[chunk[0]], self.sizes[chunk[0]])
-            if len(chunk) == self.at_once or (self.normed and not alike):
+            if len(chunk) == self.at_once or (self.normed and not self.replicas.pads_norms and not alike):
                 yield chunk
                 chunk = []
             chunk.append(client)
