@@ -1,7 +1,7 @@
 """A network called with other values than its own, by the names of its parameters and buffers.
 
-What `torch.func.functional_call` does, without looking for the places of the names at each call (for conv4's 18
-parameters 0.01 ms instead of 0.3, on a slow core).
+What `torch.func.functional_call` does, without looking for the places of the names at each call. They are those of the
+modules as they are now: a network that is taken apart afterwards needs another one of these.
 """
 
 from __future__ import annotations
