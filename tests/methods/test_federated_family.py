@@ -41,6 +41,7 @@ class TestScaffold:
         zero = {name: torch.zeros_like(value.detach()) for name, value in network.named_parameters()}
         common, own = dict(zero), [dict(zero) for _ in range(5)]
         masses = [float(size) if weighting == "samples" else 1.0 for size in played.view.sizes]
+        largest = []
         for round in range(4):
             cohort, start = drawn(played, round), copy.deepcopy(network.state_dict())
             present = sum(masses[client] for client in cohort)
@@ -59,8 +60,11 @@ class TestScaffold:
                     own[client][name] = new
             network.load_state_dict({name: start[name] + 0.8 * moved[name] for name in zero})
             common = {name: common[name] + turned[name] for name in zero}
+            flat = [torch.cat([value.flatten() for value in own[client].values()]) for client in cohort]
+            largest.append(max(float(one.norm()) for one in flat))
         close(played.go().weights(), network.state_dict())
         close(played.method.variate, common)
+        assert [float(step["largest_variate"]) for step in played.steps] == pytest.approx(largest, rel=1e-10)
 
     def test_with_all_clients_the_servers_variate_is_the_mean_of_theirs(self, play):
         played = federated(play, "scaffold", *QUANTITY, "method.fraction=1.0").go()

@@ -49,6 +49,7 @@ class Scaffold(Federated):
         super().setup(context)
         self.variate = {name: torch.zeros_like(value) for name, value in self.parameters.items()}
         self.variate = {name: value.detach() for name, value in self.variate.items()}
+        self.norms: list[Tensor] = []
 
     def pull(self, clients: list[int]) -> Pull | None:
         """c − c_k."""
@@ -87,6 +88,17 @@ class Scaffold(Federated):
         super().serve(round, moved, clients)
         for name, value in self.variate.items():
             value.add_(mean[VARIATE + name], alpha=float(present))
+
+    def keep(self, update: Update) -> None:
+        """And the norm of each c_k⁺: one that grows from turn to turn tells of a local rate that is too large."""
+        super().keep(update)
+        rows = [value.reshape(len(value), -1) for name, value in update.kept.items() if name.startswith(VARIATE)]
+        self.norms.append(torch.stack([row.square().sum(1) for row in rows]).sum(0).sqrt())
+
+    def end_round(self, round: int) -> dict[str, Any]:
+        """And `largest_variate`, the largest ‖c_k⁺‖ of the round."""
+        norms, self.norms = self.norms, []
+        return {**super().end_round(round), **({"largest_variate": torch.cat(norms).max()} if norms else {})}
 
     def downlink(self) -> int:
         """The server sends its variate too."""
