@@ -19,6 +19,7 @@ from typing import Any
 
 import hydra
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType, ValueType
@@ -72,7 +73,10 @@ def run_hydra(task: Callable[[DictConfig], object], options: Sequence[str], prep
     Hydra's sweepers and launchers.
     """
     words = ["advml", *options, *prepared, *_search_path([])]
-    with _patched(sys, "argv", words), _full_errors(), one_line_errors():
+    # Hydra composes first of all only to see whether hydra.mode asks for several jobs, which no shipped file does.
+    plain = not (options or extra_roots() or any(is_hydras(word) for word in prepared))
+    mode = (lambda *_, **__: None) if plain else Hydra.get_mode
+    with _patched(sys, "argv", words), _patched(Hydra, "get_mode", mode), _full_errors(), one_line_errors():
         hydra.main(config_path=str(config_root()), config_name="config", version_base="1.3")(task)()
 
 

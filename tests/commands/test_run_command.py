@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra._internal.hydra import Hydra
 from rich.console import Console
 
 from advml.commands import show
@@ -48,6 +49,17 @@ class TestRun:
         assert said.code == 0
         assert yaml.safe_load(said.out)["method"]["lr"] == 0.5
         assert list(inside.iterdir()) == []
+
+    def test_it_is_composed_once(self, run_cli, monkeypatch):
+        composing, composed = Hydra.compose_config, []
+
+        def count(self, *args, **words):
+            composed.append(words["overrides"])
+            return composing(self, *args, **words)
+
+        monkeypatch.setattr(Hydra, "compose_config", count)
+        assert run_cli("run", "dataset=iris", "method.epochs=1", "baselines=off", *QUIET).code == 0
+        assert len(composed) == 1
 
     def test_no_folder_but_the_runs_own(self, run_cli, inside):
         run_cli("run", "dataset=iris", "method.epochs=1", *QUIET)
