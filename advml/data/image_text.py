@@ -218,8 +218,9 @@ class ImageText:
         unknown = {part: int((examples.inputs["text"] == 1).sum()) for part, examples in made.items()}
         record = {"vocabulary": list(said), "unknown_words": unknown, "pictures": len(numbers)}
         files = {table.name: sha256, "pictures": hashlib.sha256(sizes.encode()).hexdigest()}
+        places = {"examples": parts["train"], "valid": parts["valid"], "test": parts["test"]}
         return Loaded(made["train"], made["test"], scale=255, files=files, record=record, valid=made["valid"],
-                      prompts=prompts)  # fmt: skip
+                      prompts=prompts, places=places)  # fmt: skip
 
     @staticmethod
     def _targets(table: Path, rows: Sequence[Row], labels: Sequence[str]) -> Tensor:

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from advml import registry
 from advml.config import INTERFACE, bind_settings, settings
@@ -58,6 +59,7 @@ class Series:
     def load(self, source: Source) -> Loaded:
         """Each part limited and, where it has no official test split, divided as it would be alone."""
         examples, tests, record = [], [], []
+        places: dict[str, list[Tensor]] = {"examples": [], "test": []}
         files: dict[str, str] = {}
         scales: dict[str, float | None] = {}
         first = 0
@@ -76,12 +78,16 @@ class Series:
             files |= {f"{name}/{file}": sha256 for file, sha256 in loaded.files.items()}
             counts = {"examples": describe(remaining, kept), "test": describe(test, held_out)}
             record.append({"name": name, "first_class": first, "classes": classes, **counts})
+            places["examples"].append(kept)
+            places["test"].append(held_out)
             first += classes
         if len(set(scales.values())) > 1:
             shown = " and ".join(f"{name} {'any' if scale is None else f'{scale:g}'}" for name, scale in scales.items())
             raise ConfigError(f"dataset.parts: the largest stored values differ ({shown}), so that one would be faint")
         scale = next(iter(scales.values()))
-        return Loaded(_joined(examples), _joined(tests), scale, files, limited=True, record={"parts": record})
+        numbers = {name: torch.cat(of) for name, of in places.items()}
+        return Loaded(_joined(examples), _joined(tests), scale, files, limited=True, record={"parts": record},
+                      places=numbers)  # fmt: skip
 
 
 def classes_of(name: str, spec: Spec) -> int:

@@ -48,7 +48,8 @@ class Loaded:
     `valid`: examples to validate on, where the data set divides them itself (speakers, pictures with several captions).
     `prompts`: inputs that describe each class, a row for each, where the data set has such: captions of the classes.
     `scale`: the largest stored value where the source fixes one (255 for pixels), otherwise None. `limited`: the source
-    has applied `dataset.limit` itself. `record`: what else data.json should say.
+    has applied `dataset.limit` itself. `record`: what else data.json should say. `places`: where the source drew a part
+    by key (`examples`, `valid`, `test`), the number that each of its examples has in the source, int64.
     """
 
     examples: Split
@@ -59,12 +60,20 @@ class Loaded:
     record: Mapping[str, Any] = field(default_factory=dict)
     valid: Split | None = None
     prompts: Mapping[str, Tensor] = field(default_factory=dict)
+    places: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def numbers(self, part: str, index: Tensor) -> Tensor:
+        """The numbers in the source of the examples at `index` of a part: what tells whether two runs had the same."""
+        return self.places[part][index] if part in self.places else index
 
     def of_classes(self, classes: tuple[int, ...]) -> Loaded:
         """The same with the examples of these classes only, which become 0, 1, … in the order given."""
-        test, valid = (None if part is None else of_classes(part, classes) for part in (self.test, self.valid))
+        parts = {"examples": self.examples, "valid": self.valid, "test": self.test}
+        wanted = torch.tensor(classes)
+        places = {name: of[torch.isin(parts[name].target, wanted)] for name, of in self.places.items()}
+        chosen: Any = {name: None if part is None else of_classes(part, classes) for name, part in parts.items()}
         prompts = {name: values[list(classes)] for name, values in self.prompts.items()}
-        return replace(self, examples=of_classes(self.examples, classes), test=test, valid=valid, prompts=prompts)
+        return replace(self, **chosen, prompts=prompts, places=places)
 
 
 @dataclass(frozen=True)
@@ -160,8 +169,10 @@ def split(loaded: Loaded, spec: Spec, config: SplitSettings, rng: Rng) -> Splits
     prepare = {name: input_preparation(train, name, spec, config, loaded.scale) for name in train.inputs}
     parts = {"train": train, "valid": valid, "test": test}
     indices = {"train": train_index, "valid": valid_index, "test": held_out}
+    own = {"valid": loaded.valid, "test": loaded.test}
     record = {"files": dict(loaded.files), **loaded.record} | {
-        name: describe(part, indices[name]) for name, part in parts.items()
+        name: describe(part, loaded.numbers("examples" if own.get(name) is None else name, indices[name]))
+        for name, part in parts.items()
     }
     parts = {name: prepared_by(part, prepare, spec) for name, part in parts.items()}
     if config.normalise == "angles":

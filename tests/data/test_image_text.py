@@ -117,6 +117,22 @@ def test_parts_are_keyed_or_told(tmp_path, load):
     ]  # fmt: skip
 
 
+def test_the_record_tells_whether_seeds_have_the_same_parts(tmp_path, load):
+    """By it tables know how far the runs of several seeds share their examples."""
+
+    def recorded(path):
+        found = []
+        for seed in range(4):
+            dataset, loaded = load(path, seed)
+            made = split(loaded, dataset.spec(), dataset.config, KeyedRng(seed)).record
+            found.append(tuple(made[part]["index_sha256"] for part in ("train", "valid", "test")))
+        return set(found)
+
+    assert len(recorded(write(tmp_path, rows()))) > 1
+    told = rows(split=["train", "train", "valid", "test", "test"])
+    assert len(recorded(write(tmp_path, told, "told.csv"))) == 1
+
+
 def test_decoded_again_when_a_picture_changes(tmp_path, load):
     path = write(tmp_path, rows(split=["train"]))
     first = load(path)[1]

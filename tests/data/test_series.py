@@ -48,6 +48,10 @@ class Official(Made):
     classes, official, first = 3, 30, 2000
 
 
+class Third(Official):
+    first = 4000
+
+
 class Pixels(Made):
     scale = 255
 
@@ -181,6 +185,13 @@ def test_the_record_names_every_part_and_every_file():
     assert [part["test"]["per_class"] for part in record["parts"]] == [[4, 4, 4], [10, 10, 10]]
     assert record["files"] == {f"{HERE}:Made/file.gz": "hash 0", f"{HERE}:Official/file.gz": "hash 2000"}
     assert record["train"]["examples"] + record["valid"]["examples"] == 48 + 60
+
+
+@pytest.mark.parametrize(("words", "differ"), [(("Made", "Other"), 2), (("Official", "Made"), 2), (("Official", "Third"), 1)])
+def test_the_record_tells_whether_seeds_were_tested_on_the_same(words, differ):
+    """By it tables know how far the runs of several seeds share their examples."""
+    found = {divided(*words, seed=seed).record["test"]["index_sha256"] for seed in (0, 1, 0)}
+    assert len(found) == differ
 
 
 def test_the_scale_that_all_share_is_kept():

@@ -256,6 +256,20 @@ def test_record_of_a_limited_official_test():
     assert divided.record["test"]["index_sha256"] == sha(whose(divided.test).tolist())
 
 
+def test_examples_that_the_source_chose_are_recorded_by_their_numbers_there():
+    numbers = {"examples": 1000 - torch.arange(len(examples())), "test": torch.arange(30) * 7}
+    loaded = Loaded(examples(), examples(30, seed=9), places=numbers)
+    divided = split(loaded, SPEC, settings(), RNG)
+    for name in ("train", "valid"):
+        assert divided.record[name]["index_sha256"] == sha((1000 - whose(getattr(divided, name))).tolist())
+    assert divided.record["test"]["index_sha256"] == sha(range(0, 210, 7))
+    kept = loaded.of_classes((2, 0))
+    for part, was in (("examples", loaded.examples), ("test", loaded.test)):
+        assert kept.places[part].tolist() == numbers[part][torch.isin(was.target, torch.tensor([0, 2]))].tolist()
+    held_out = split(Loaded(examples(), places=numbers), SPEC, settings(), RNG)  # no official test: of the examples
+    assert held_out.record["test"]["index_sha256"] == sha((1000 - whose(held_out.test)).tolist())
+
+
 # --- examples that the data set has divided itself, and padding ---------------------------------------------------
 
 
