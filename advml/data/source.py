@@ -69,9 +69,10 @@ class Loaded:
     def of_classes(self, classes: tuple[int, ...]) -> Loaded:
         """The same with the examples of these classes only, which become 0, 1, … in the order given."""
         parts = {"examples": self.examples, "valid": self.valid, "test": self.test}
-        wanted = torch.tensor(classes)
-        places = {name: of[torch.isin(parts[name].target, wanted)] for name, of in self.places.items()}
-        chosen: Any = {name: None if part is None else of_classes(part, classes) for name, part in parts.items()}
+        there = {name: part for name, part in parts.items() if part is not None}
+        kept = {name: torch.isin(part.target, torch.tensor(classes)) for name, part in there.items()}
+        places = {name: numbers[kept[name]] for name, numbers in self.places.items()}
+        chosen: Any = {name: of_classes(part, classes) for name, part in there.items()}
         prompts = {name: values[list(classes)] for name, values in self.prompts.items()}
         return replace(self, **chosen, prompts=prompts, places=places)
 
@@ -260,5 +261,3 @@ def describe(part: Split, index: Tensor) -> dict[str, Any]:
         described["per_class"] = torch.bincount(part.target).tolist()
     described["index_sha256"] = hashlib.sha256(index.numpy().tobytes()).hexdigest()
     return described
-
-

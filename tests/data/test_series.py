@@ -187,7 +187,9 @@ def test_the_record_names_every_part_and_every_file():
     assert record["train"]["examples"] + record["valid"]["examples"] == 48 + 60
 
 
-@pytest.mark.parametrize(("words", "differ"), [(("Made", "Other"), 2), (("Official", "Made"), 2), (("Official", "Third"), 1)])
+@pytest.mark.parametrize(
+    ("words", "differ"), [(("Made", "Other"), 2), (("Official", "Made"), 2), (("Official", "Third"), 1)]
+)
 def test_the_record_tells_whether_seeds_were_tested_on_the_same(words, differ):
     """By it tables know how far the runs of several seeds share their examples."""
     found = {divided(*words, seed=seed).record["test"]["index_sha256"] for seed in (0, 1, 0)}
