@@ -4,6 +4,8 @@
     run = advml.run("method=supervised", "dataset=iris", "seed=3")
     run.result["metrics"]["test"]["accuracy"]
     advml.load(run.folder).model
+
+From the shell: `advml --help`.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -157,9 +157,7 @@ def resolve(kind: Kind, name: str) -> Any:
         if os.getcwd() not in sys.path:
             sys.path.append(os.getcwd())
     if target is None:
-        raise ConfigError(
-            f"{kind}={name}: unknown {kind}{did_you_mean(name, names(kind))} (see: advml list {kind}s)"
-        )
+        raise ConfigError(f"{kind}={name}: unknown {kind}{did_you_mean(name, names(kind))} (see: advml list {kind}s)")
     module, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)

@@ -1,6 +1,6 @@
 """The same rounds in Flower's simulation: its own FedAvg on the server, `trained` on the clients.
 
-    python benchmarks/federated_flower.py ROUNDS DTYPE PROCESSES FILE      weights, and in FILE.json the rounds' seconds
+python benchmarks/federated_flower.py ROUNDS DTYPE PROCESSES FILE      weights, and in FILE.json the rounds' seconds
 """
 
 from __future__ import annotations

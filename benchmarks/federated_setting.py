@@ -137,5 +137,3 @@ def tight_round(model: Network, view: Clients, round: int) -> None:
 def worst_difference(found: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
     """The largest difference of any number."""
     return max(float((found[name] - value).abs().max()) for name, value in reference.items())
-
-

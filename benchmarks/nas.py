@@ -164,9 +164,7 @@ class Plain(Way):
             sides.append(torch.autograd.grad(self.loss(self.train), self.architecture))
         for weight, one in zip(self.weights, vector, strict=True):
             weight.data.add_(one * radius)
-        return [
-            alpha - LR * (high - low) / (2 * radius) for alpha, high, low in zip(alphas, *sides, strict=True)
-        ]
+        return [alpha - LR * (high - low) / (2 * radius) for alpha, high, low in zip(alphas, *sides, strict=True)]
 
     def gradients(self) -> list[Tensor]:
         return self._backward(self.loss(self.train), self.network)[1]

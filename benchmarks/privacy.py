@@ -143,9 +143,7 @@ def opacus_ghost(setting: Setting) -> Way:
     from opacus.optimizers import DPOptimizerFastGradientClipping
     from opacus.utils.fast_gradient_clipping_utils import DPLossFastGradientClipping  # type: ignore[import-not-found]
 
-    wrapped = GradSampleModuleFastGradientClipping(
-        setting.fresh(), max_grad_norm=setting.clip, use_ghost_clipping=True
-    )
+    wrapped = GradSampleModuleFastGradientClipping(setting.fresh(), max_grad_norm=setting.clip, use_ghost_clipping=True)
     optimiser = DPOptimizerFastGradientClipping(torch.optim.SGD(wrapped.parameters(), LR), **privately(setting))
     loss = DPLossFastGradientClipping(wrapped, optimiser, nn.CrossEntropyLoss(), loss_reduction="mean")
     inputs, target, _ = setting.split.batch(slice(None))

@@ -203,7 +203,6 @@ def preload():
     import sklearn.datasets  # noqa: F401
     import torch
 
-
     torch.set_num_threads(1)
     for package in ("advml.commands", "advml.runner", "advml.data", "advml.models", "advml.nn", "advml.methods"):
         for module in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):

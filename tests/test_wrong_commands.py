@@ -17,36 +17,50 @@ WRONG = {
     "option for a verb": ("--fast run", ["--fast: unknown verb"]),
     "several unknown keys": (
         "run sed=3 method.epcohs=2 model.hiden=[8]",
-        ["sed: unknown key; did you mean seed?", "method.epcohs: unknown key; did you mean method.epochs?",
-         "model.hiden: unknown key; did you mean model.hidden?"],
+        [
+            "sed: unknown key; did you mean seed?",
+            "method.epcohs: unknown key; did you mean method.epochs?",
+            "model.hiden: unknown key; did you mean model.hidden?",
+        ],
     ),
     "a forgotten block": ("run lr=0.1", ["lr: unknown key; did you mean method.lr?"]),
     "unknown key of a block": ("run limits.stesp=3", ["limits.stesp: unknown key; did you mean limits.steps?"]),
     "several wrong types": (
         "run seed=one method.epochs=2.5 figures=3 method.lr=high",
-        ['seed: must be a valid integer, not "one"', "method.epochs: must be a valid integer, not 2.5",
-         "figures: must be a valid boolean, not 3", 'method.lr: must be a valid number, not "high"'],
+        [
+            'seed: must be a valid integer, not "one"',
+            "method.epochs: must be a valid integer, not 2.5",
+            "figures: must be a valid boolean, not 3",
+            'method.lr: must be a valid number, not "high"',
+        ],
     ),
     "text for a number": ("run seed='3'", ['seed: must be a valid integer, not "3"']),
     "out of range": (
         "run seed=-1 method.epochs=0 method.lr=-0.1 dataset.valid=1 model.dropout=1.0",
-        ["seed: must be greater than or equal to 0, not -1", "method.epochs: must be greater than 0, not 0",
-         "method.lr: must be greater than 0, not -0.1", "dataset.valid: must be less than 1, not 1",
-         "model.dropout: must be less than 1, not 1"],
+        [
+            "seed: must be greater than or equal to 0, not -1",
+            "method.epochs: must be greater than 0, not 0",
+            "method.lr: must be greater than 0, not -0.1",
+            "dataset.valid: must be less than 1, not 1",
+            "model.dropout: must be less than 1, not 1",
+        ],
     ),
     "no folder for outputs": ("run outputs=", ["outputs: must be a text that is not empty, not"]),
     "a sweep by way of Hydra": ("run hydra.mode=MULTIRUN", ["hydra.mode: for several runs write advml sweep"]),
     "more threads than any machine has": ("run threads=100000", ["threads: must be less than or equal to 1024"]),
     "more tasks than memory": (
-        "run method=finetune view.tasks=1e9", ["view.tasks: must be less than or equal to 10000, not 1000000000"]
+        "run method=finetune view.tasks=1e9",
+        ["view.tasks: must be less than or equal to 10000, not 1000000000"],
     ),
     "infinite": ("run method.lr=inf", ["method.lr: must be a finite number, not inf"]),
     "not one of": ("run precision=float16", ["precision: must be 'float32', 'float64' or 'bf16', not \"float16\""]),
     "a list of wrong members": ("run model.hidden=[8,0]", ["model.hidden.1: must be greater than 0, not 0"]),
     "a list too short, a list too long": (
         "run method.betas=[0.9] model=cnn model.channels=[1,2,3]",
-        ["method.betas: must be a list of 2 values, not [0.9]",
-         "model.channels: must be a list of 2 values, not [1, 2, 3]"],
+        [
+            "method.betas: must be a list of 2 values, not [0.9]",
+            "model.channels: must be a list of 2 values, not [1, 2, 3]",
+        ],
     ),
     "an empty list": ("run method.betas=[]", ["method.betas: must be a list of 2 values, not []"]),
     "a block for a list": ("run model.hidden={a:1}", ["model.hidden={a:1}: "]),
@@ -63,11 +77,16 @@ WRONG = {
     "unknown method": ("run method=supervisd", ["method=supervisd: unknown method; did you mean supervised?"]),
     "unknown choices": (
         "run dataset=digit view=plan model=mpl experiment=none_such",
-        ["dataset=digit: unknown dataset; did you mean digits?", "view=plan: unknown view; did you mean plain?",
-         "model=mpl: unknown model; did you mean mlp?", "experiment=none_such: unknown experiment"],
+        [
+            "dataset=digit: unknown dataset; did you mean digits?",
+            "view=plan: unknown view; did you mean plain?",
+            "model=mpl: unknown model; did you mean mlp?",
+            "experiment=none_such: unknown experiment",
+        ],
     ),
     "choices and malformed words at once": (
-        "run method=supervisd seed", ["method=supervisd: unknown method", "seed: not an override; write key=value"]
+        "run method=supervisd seed",
+        ["method=supervisd: unknown method", "seed: not an override; write key=value"],
     ),
     "a null group": ("run model=null", ["model=null: unknown model"]),
     "a removed group": ("run ~model", ["model: must be a block with a name, not null (see: advml list models)"]),
@@ -81,7 +100,10 @@ WRONG = {
     "a class that is none": ("run method.name=json:JSONEncoder", ["method=json:JSONEncoder: is no method"]),
     "unknown group": ("run colour/red=1", ["colour/red=1: no such group of configuration files: colour/red"]),
     "model does not fit data": (
-        "run model=cnn dataset=iris", ["model=cnn: needs one image input", ]
+        "run model=cnn dataset=iris",
+        [
+            "model=cnn: needs one image input",
+        ],
     ),
     "a mistake that the baselines share": (
         "run method=ewc view=stream view.tasks=11",
@@ -94,7 +116,8 @@ WRONG = {
         ["view=stream: method=supervised reads a plain or modalities view, not stream; use view=plain or modalities"],
     ),
     "method cannot learn the target": (
-        "run method=finetune dataset=diabetes", ["view=stream: needs a data set with classes"]
+        "run method=finetune dataset=diabetes",
+        ["view=stream: needs a data set with classes"],
     ),
     "loss does not fit the target": ("run method.loss=mse", ["method.loss: mse does not fit"]),
     "no such device": ("run device=tpu", ["device: must be of the form (auto|cpu|cuda"]),

@@ -4,6 +4,8 @@
   advml list methods       one kind: its names, each with its first line of documentation
   advml list runs          the runs below ./outputs, newest last: state, step, objective (more: advml runs --help)
   advml list runs outputs=/data/runs
+
+What a name of these stands for, key by key: advml config method=NAME.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""Which classes are for training, for validation and for testing: a class belongs to one of them with all its examples.
-"""
+"""Which classes are for training, for validation and for testing: a class is in one of them with all its examples."""
 
 from __future__ import annotations
 

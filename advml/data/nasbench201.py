@@ -75,9 +75,7 @@ class NasBench201Table:
         path = source.data_dir / FOLDER / FILE
         rows, sha256 = read(path)
         task = self.config.task
-        signal, score = (
-            column(path, rows, f"{TASKS[task]}_{kind}") for kind in ("val_12ep", "test_200ep")
-        )
+        signal, score = (column(path, rows, f"{TASKS[task]}_{kind}") for kind in ("val_12ep", "test_200ep"))
         codes = [from_number(place) for place in range(CODES)]
         same = torch.tensor([number(canonical_code(code)) for code in codes])
         work = torch.tensor([multiply_adds(code, side=SIDES[task], classes=CLASSES[task]) for code in codes])

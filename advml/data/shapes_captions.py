@@ -200,9 +200,7 @@ class ShapesCaptions:
             raise ConfigError("dataset: no training example is left after dataset.test and dataset.valid")
         described = prompts() if self.config.task == "retrieve" else {}
         told: dict[str, Any] = {"vocabulary": list(PLACE_OF), "pairs": record}
-        return Loaded(
-            made["train"], made["test"], scale=255, record=told, valid=made["valid"], prompts=described
-        )
+        return Loaded(made["train"], made["test"], scale=255, record=told, valid=made["valid"], prompts=described)
 
     def _made(self, name: str, count: int, source: Source) -> tuple[Split, dict[str, Any]]:
         """Examples, and the hash of which meanings they have."""

@@ -95,14 +95,18 @@ class Stream:
             tasks = _transformed(splits, settings, spec, rng)
         if settings.pad:
             tasks = tuple(_with_border(task, settings.pad) for task in tasks)
-        record = dict(splits.record) | ({"blurry": settings.blurry} if settings.blurry else {}) | {
-            "scenario": settings.scenario,
-            "tasks": [
-                {"name": task.name, "label": task.label, "outputs": task.outputs.nonzero().flatten().tolist()}
-                | {part: len(task.split(part)) for part in PARTS}
-                for task in tasks
-            ],
-        }
+        record = (
+            dict(splits.record)
+            | ({"blurry": settings.blurry} if settings.blurry else {})
+            | {
+                "scenario": settings.scenario,
+                "tasks": [
+                    {"name": task.name, "label": task.label, "outputs": task.outputs.nonzero().flatten().tolist()}
+                    | {part: len(task.split(part)) for part in PARTS}
+                    for task in tasks
+                ],
+            }
+        )
         return cls(tasks, settings.scenario, spec, record)
 
     def __len__(self) -> int:

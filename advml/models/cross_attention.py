@@ -51,7 +51,7 @@ class CrossAttention(FusionNetwork):
         return features
 
     def attention(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """"a→b" and "b→a" of the last block: [B, heads, Ta, Tb]; see `FusionNetwork.attention`."""
+        """Of "a→b" and of "b→a" in the last block: [B, heads, Ta, Tb]; see `FusionNetwork.attention`."""
         encoded = self.encode(inputs)
         tokens = {name: one.tokens for name, one in encoded.items()}
         masks = {name: one.mask for name, one in encoded.items()}

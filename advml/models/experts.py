@@ -69,9 +69,7 @@ class Experts(Network):
 
     def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Logarithms of probabilities [B, C]."""
-        logits = [
-            self.expert(name)({one: inputs[one] for one in part.inputs}) for name, part in self.parts.items()
-        ]
+        logits = [self.expert(name)({one: inputs[one] for one in part.inputs}) for name, part in self.parts.items()]
         present = [None if key is None else inputs[key] for key in self.present.values()]
         prior: Tensor = self.get_buffer("prior")
         return product_of_experts(logits, prior, present)

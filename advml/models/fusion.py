@@ -111,7 +111,7 @@ class FusionNetwork(Network):
         return tower
 
     def attention(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """"a→b", where the network has cross-attention: how much each token of a looks at each of b (last block).
+        """By "a→b", where the network has cross-attention: how much each token of a looks at each of b (last block).
 
         [B, heads, Ta, Tb], rows sum to 1; place 0 of either is the modality token. `tower(name).grid` says which places
         of an image the others are.

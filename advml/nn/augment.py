@@ -15,8 +15,7 @@ def cutout(images: Tensor, size: int, rng: torch.Generator) -> Tensor:
     batch, _, height, width = images.shape
     centres = torch.rand((2, batch, 1), generator=rng)
     rows, columns = (
-        _covered((centre * side).floor(), side, size)
-        for centre, side in zip(centres, (height, width), strict=True)
+        _covered((centre * side).floor(), side, size) for centre, side in zip(centres, (height, width), strict=True)
     )
     hidden = (rows.unsqueeze(2) & columns.unsqueeze(1)).to(images.device)
     return images.masked_fill(hidden.unsqueeze(1), 0.0)

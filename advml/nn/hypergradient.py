@@ -72,9 +72,7 @@ def second_order(
         above = gradients_of(train_loss(), architecture)
     with _lent(weights, torch._foreach_sub(plain, moved)):
         below = gradients_of(train_loss(), architecture)
-    found = [
-        first - lr * (high - low) / (2 * step) for first, high, low in zip(direct, above, below, strict=True)
-    ]
+    found = [first - lr * (high - low) / (2 * step) for first, high, low in zip(direct, above, below, strict=True)]
     return Hypergradient(found, at_w.detach(), at_virtual.detach())
 
 

@@ -182,9 +182,7 @@ class LocalTraining:
 class _Differentiated:
     """A step by differentiating the sum of all copies' losses, and any optimiser: serves all networks and engines."""
 
-    def __init__(
-        self, plan: LocalTraining, values: Parameters, trained: Sequence[str], lr: float, pull: Pull
-    ) -> None:
+    def __init__(self, plan: LocalTraining, values: Parameters, trained: Sequence[str], lr: float, pull: Pull) -> None:
         self.plan, self.whole, self.lr, self.pull = plan, values, lr, pull
         self.parameters = {name: nn.Parameter(values[name]) for name in trained}
         self.optimiser: Optimiser = make_optimiser(self.parameters.values(), plan.settings)

@@ -66,9 +66,7 @@ def mean_map(name: str, matrices: Sequence[list[list[str]]]) -> Heatmap | None:
     first = matrices[0]
     if any([len(row) for row in one] != [len(row) for row in first] for one in matrices):
         return None
-    numbers = [
-        [_mean([one[y][x] for one in matrices]) for x in range(1, len(first[0]))] for y in range(1, len(first))
-    ]
+    numbers = [[_mean([one[y][x] for one in matrices]) for x in range(1, len(first[0]))] for y in range(1, len(first))]
     heads = [[one[0][x] for one in matrices] for x in range(1, len(first[0]))]
     columns = [names[0] if len(set(names)) == 1 else names[0].partition(" (")[0] for names in heads]
     down, _, across = first[0][0].partition(" \\ ")

@@ -222,7 +222,7 @@ def difference_grid(said: Mapping[str, Any]) -> Grid | None:
     body = []
     for one in said["differences"]:
         enough = one["p_holm"] is not None
-        low, high = ((one["mean"] - one["half"], one["mean"] + one["half"]) if enough else (None, None))
+        low, high = (one["mean"] - one["half"], one["mean"] + one["half"]) if enough else (None, None)
         ends = f"{number(low, places)} to {number(high, places)}" if enough else "n too small"
         body.append([f"{one['row']} minus {one['against']}", str(one["n"]), number(one["mean"], places), ends,
                      probability(one["p"]), probability(one["p_holm"])])  # fmt: skip

@@ -179,15 +179,15 @@ def _readme(facts: Mapping[str, Any], problem: str | None) -> str:
     if problem is None:
         how = (
             f"`{PROGRAM}` needs torch only and contains the preparation:\n\n"
-            f"```python\nimport torch\n\nprogram = torch.export.load(\"{PROGRAM}\").module()\n"
+            f'```python\nimport torch\n\nprogram = torch.export.load("{PROGRAM}").module()\n'
             f"outputs = program({arguments})  # tensors of raw values\n```\n"
         )
     else:
         how = f"There is no `{PROGRAM}`: {problem}.\n"
-    return f"""# {result['method']} on {result['dataset']}, {facts['state']} state
+    return f"""# {result["method"]} on {result["dataset"]}, {facts["state"]} state
 
-A network (`{recipe['name']}`, {result['parameters']:,} parameters), trained by advml {facts['advml']} in the run
-`{facts['run']}`.
+A network (`{recipe["name"]}`, {result["parameters"]:,} parameters), trained by advml {facts["advml"]} in the run
+`{facts["run"]}`.
 
 {how}
 `{WEIGHTS}` holds the weights alone, under the names of the network's own modules. `{FACTS}` says how
@@ -198,7 +198,7 @@ and what came of it (`result`).
 
 {inputs}
 
-Prepared by: {prepared}. Output: {_shape(facts['output'])}, {facts['output']['target']}.
+Prepared by: {prepared}. Output: {_shape(facts["output"])}, {facts["output"]["target"]}.
 
 ## On the test split
 

@@ -142,9 +142,7 @@ def flops_estimate(network: Network | None, samples: int | None) -> int | None:
         network = network.of(network.tasks - 1)  # training computes one task's outputs, not all tasks' one by one
     first = next(iter(network.parameters()), torch.zeros(()))
     shapes: Mapping[str, Any] = network.recipe["spec"]["inputs"]
-    inputs = {
-        name: torch.zeros((1, *shape), device=first.device, dtype=first.dtype) for name, shape in shapes.items()
-    }
+    inputs = {name: torch.zeros((1, *shape), device=first.device, dtype=first.dtype) for name, shape in shapes.items()}
     training, counter = network.training, FlopCounter()
     try:
         with counter, torch.no_grad():

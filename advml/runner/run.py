@@ -253,9 +253,7 @@ def set_up(bound: Bound, view: Any, device: torch.device, budget: Budget, world:
     reseed(run.seed, "setup")
     method: Method = bound.method.cls()
     seen = None if view is None else view.to(device, DTYPES[run.precision])
-    method.setup(
-        RunContext(bound.method.settings, seen, bound.model, run.seed, device, run.precision, budget, world)
-    )
+    method.setup(RunContext(bound.method.settings, seen, bound.model, run.seed, device, run.precision, budget, world))
     return method
 
 

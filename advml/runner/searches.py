@@ -147,5 +147,3 @@ def _hash(
 
 def _key(word: str) -> str:
     return word.lstrip("+").partition("=")[0]
-
-

@@ -256,7 +256,8 @@ def _launched(bound: Bound, device: torch.device, threads: int, workers: int) ->
     import torch.distributed as dist
 
     store = dist.TCPStore(  # type: ignore[attr-defined]
-        "127.0.0.1", 0, workers, is_master=True, timeout=PATIENCE, wait_for_workers=False)
+        "127.0.0.1", 0, workers, is_master=True, timeout=PATIENCE, wait_for_workers=False
+    )
     world = World(0, workers, device, store)
     for rank in range(1, workers):
         child = subprocess.Popen(

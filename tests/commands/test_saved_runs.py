@@ -134,7 +134,6 @@ class TestResume:
         assert run_cli("resume", str(path)).code == 0
         assert_same_run(tiny("checkpoint_seconds=0").path, path)
 
-
     def test_its_data_are_found_from_another_folder(self, tiny, inside):
         assert tiny("data_dir=some/where").tree()["data_dir"] == str(inside / "some/where")
 

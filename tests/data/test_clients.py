@@ -38,8 +38,18 @@ def divided(classes=4, each=60, shape=SHAPE, seed=0, real=False):
 
 
 def settings(**changes):
-    values = {"clients": 6, "partition": "iid", "shards": 2, "labels": 2, "alpha": 0.8, "least": 3, "balancing": False,
-              "shift": "none", "noise": 0.5, "angle": 180.0}
+    values = {
+        "clients": 6,
+        "partition": "iid",
+        "shards": 2,
+        "labels": 2,
+        "alpha": 0.8,
+        "least": 3,
+        "balancing": False,
+        "shift": "none",
+        "noise": 0.5,
+        "angle": 180.0,
+    }
     return ClientsSettings(**values | changes)
 
 
@@ -232,9 +242,7 @@ def test_noise_grows_with_the_number_of_the_client():
     splits = divided(each=500)
     plain, noisy = (clients(splits, shift=shift, noise=0.4) for shift in ("none", "noise"))
     for name in ("train", "test"):
-        added = [
-            prepared(noisy.examples(client, name)) - prepared(plain.examples(client, name)) for client in range(6)
-        ]
+        added = [prepared(noisy.examples(client, name)) - prepared(plain.examples(client, name)) for client in range(6)]
         for client, noise in enumerate(added):
             assert abs(noise.mean()) < 0.02
             assert float(noise.std()) == pytest.approx(0.4 * client / 5, rel=0.1, abs=1e-6)

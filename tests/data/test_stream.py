@@ -34,8 +34,16 @@ def divided(classes=10, each=20, shape=SHAPE, seed=0):
 
 
 def settings(**changes):
-    values = {"tasks": 5, "tasks_by": "classes", "scenario": "task", "shuffle_classes": False, "angle": 180.0,
-              "permute_first": False, "pad": 0, "blurry": 0.0}
+    values = {
+        "tasks": 5,
+        "tasks_by": "classes",
+        "scenario": "task",
+        "shuffle_classes": False,
+        "angle": 180.0,
+        "permute_first": False,
+        "pad": 0,
+        "blurry": 0.0,
+    }
     return StreamSettings(**values | changes)
 
 

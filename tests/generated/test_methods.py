@@ -86,9 +86,7 @@ class Driver:
         self.method: Method = bound.method.cls()
         precision, device = bound.run.precision, torch.device("cpu")
         view = None if view is None else view.to(device, DTYPES[precision])
-        context = RunContext(
-            bound.method.settings, view, bound.model, bound.run.seed, device, precision, self.budget
-        )
+        context = RunContext(bound.method.settings, view, bound.model, bound.run.seed, device, precision, self.budget)
         self.method.setup(context)
         self.recorder = Recorder(folder / "metrics.jsonl")
         self.loop = Loop(

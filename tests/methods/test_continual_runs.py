@@ -119,7 +119,7 @@ def test_the_confusion_of_all_tasks(inside):
     found = run.result["metrics"]["test"]
     scores = 2 * np.diag(counts) / (counts.sum(0) + counts.sum(1))
     assert scores.mean() == pytest.approx(found["macro_f1"])
-    of_tasks = [np.trace(counts[i:i + 2, i:i + 2]) / counts[i:i + 2].sum() for i in range(0, 10, 2)]
+    of_tasks = [np.trace(counts[i : i + 2, i : i + 2]) / counts[i : i + 2].sum() for i in range(0, 10, 2)]
     assert of_tasks == pytest.approx([found[f"accuracy/task{n}"] for n in range(1, 6)])
     assert (run.folder / "figures/confusion_matrix.png").exists()
 

@@ -293,8 +293,10 @@ def test_paces_and_schedules():
         (["method.share=0.001"], "method.share"),
         (["method.warmup=2"], r"method.warmup: 2 epochs leave none of 2 .* use fewer"),
         (["method.stop.kind=skips"], r"method.stop.start: 10 epochs leave none of 2 .* use method.stop.start=1"),
-        (["method.stop.kind=eigenvalue", "method.eigenvalue=2", "method.stop.start=1"],
-         r"method.stop.delta: 2 epochs have none that lies 4 .* use method.stop.delta=1"),
+        (
+            ["method.stop.kind=eigenvalue", "method.eigenvalue=2", "method.stop.start=1"],
+            r"method.stop.delta: 2 epochs have none that lies 4 .* use method.stop.delta=1",
+        ),
         (["method.skip_decay=true"], "method.skip_decay: .* use model.auxiliary_skip=true"),
         (["precision=bf16", "method.order=2"], "precision=bf16: .* use precision=float32"),
         (["precision=bf16", "method.eigenvalue=2"], "precision=bf16: .* method.eigenvalue=0"),

@@ -28,9 +28,7 @@ def test_of_several_shots_a_class_has_the_attention_of_all_its_examples(play):
     features = features_of(played.method.network, tasks, False)
     features = features / features.norm(dim=2, keepdim=True)
     attention = (5 * features[:, 15:] @ features[:, :15].mT).softmax(2)
-    expected = torch.stack(
-        [(attention * (tasks.support.target == way).unsqueeze(1)).sum(2) for way in range(5)], dim=2
-    )
+    expected = torch.stack([(attention * (tasks.support.target == way).unsqueeze(1)).sum(2) for way in range(5)], dim=2)
     torch.testing.assert_close(played.method.predictions(tasks)[0].exp(), expected, rtol=1e-9, atol=1e-12)
 
 

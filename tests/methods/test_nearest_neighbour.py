@@ -45,12 +45,10 @@ def test_in_the_features_of_a_network_as_it_is(play, same, model):
 
 def test_by_the_cosine_about_the_mean_of_training_tasks(play):
     played = start(play, "method.distance=cosine", "method.centre_tasks=23").go()
-    drawn = [
-        played.view.draw(count, played.context.rng("tasks", number)) for number, count in enumerate((10, 10, 3))
-    ]
-    rows = torch.cat([
-        part.inputs["image"].flatten(2).flatten(0, 1) for tasks in drawn for part in (tasks.support, tasks.query)
-    ])
+    drawn = [played.view.draw(count, played.context.rng("tasks", number)) for number, count in enumerate((10, 10, 3))]
+    rows = torch.cat(
+        [part.inputs["image"].flatten(2).flatten(0, 1) for tasks in drawn for part in (tasks.support, tasks.query)]
+    )
     mean = rows.mean(0)
     torch.testing.assert_close(played.method.mean, mean, rtol=1e-10, atol=1e-12)
     tasks = played.view.fixed("test", 0, 4)

@@ -90,10 +90,14 @@ def test_losses_of_real_targets_by_name(play, same, name):
     ("chosen", "said"),
     [
         ((*SMALL, "method.loss=mse"), "loss: mse does not fit a target of classes; use method.loss=auto"),
-        ((*REAL, "method.loss=cross_entropy"),
-         "loss: cross_entropy does not fit a target of real numbers; use method.loss=auto"),
-        ((*REAL, "method.label_smoothing=0.1"),
-         "label_smoothing: needs a target of classes; use method.label_smoothing=0"),
+        (
+            (*REAL, "method.loss=cross_entropy"),
+            "loss: cross_entropy does not fit a target of real numbers; use method.loss=auto",
+        ),
+        (
+            (*REAL, "method.label_smoothing=0.1"),
+            "label_smoothing: needs a target of classes; use method.label_smoothing=0",
+        ),
     ],
 )
 def test_a_loss_that_does_not_fit(play, chosen, said):

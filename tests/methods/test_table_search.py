@@ -150,8 +150,7 @@ def test_the_reference_numbers(tmp_path):
     view = Table(accuracies, None)
     words = ("method.repeats=200", "method.evaluations=300", "method.marks=[100]")
     found = {
-        method: play(view, method, *words)[0].evaluate("test")
-        for method in ("random_nas", "evolution", "local_search")
+        method: play(view, method, *words)[0].evaluate("test") for method in ("random_nas", "evolution", "local_search")
     }
     assert 100 * float(found["random_nas"]["raw_100"]) == pytest.approx(93.71, abs=0.1)
     assert 100 * float(found["evolution"]["unique_300"]) >= 94.15

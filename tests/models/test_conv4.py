@@ -49,9 +49,7 @@ def test_blocks_halve_only_while_both_sides_are_at_least_two(shipped, chosen, do
 @pytest.mark.parametrize("downsample", ["pool", "stride"])
 @pytest.mark.parametrize("norm", ["none", "batch", "group", "layer"])
 def test_digits_and_mnist(shipped, height, readout, downsample, norm):
-    net = shipped(
-        "conv4", image(1, height, classes=10), channels=16, norm=norm, downsample=downsample, readout=readout
-    )
+    net = shipped("conv4", image(1, height, classes=10), channels=16, norm=norm, downsample=downsample, readout=readout)
     outputs = net({"image": torch.randn(3, 1, height, height)})
     assert outputs.shape == (3, 10)
     assert outputs.std(0).min() > 0

@@ -40,8 +40,7 @@ class Toy:
         used = self.weights[:2]
         gradients = torch.autograd.grad(self.loss("train"), used, create_graph=True)
         virtual = [
-            w - ETA * (momentum * b + g + DECAY * w)
-            for w, g, b in zip(used, gradients, self.buffers, strict=False)
+            w - ETA * (momentum * b + g + DECAY * w) for w, g, b in zip(used, gradients, self.buffers, strict=False)
         ]
         return torch.autograd.grad(self.loss("valid", [*virtual, None]), self.architecture)
 

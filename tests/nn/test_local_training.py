@@ -164,9 +164,7 @@ def test_convolutions(engine):
 def test_the_pull_of_fedprox(engine, words):
     start = network()
     centre = {name: value.detach().unsqueeze(0) * -0.7 for name, value in start.named_parameters()}
-    assert_alike(
-        start, orders([7, 4], 3, 2), settings(**words), engine, Pull(0.7, centre), pull_to=start, mu=0.7
-    )
+    assert_alike(start, orders([7, 4], 3, 2), settings(**words), engine, Pull(0.7, centre), pull_to=start, mu=0.7)
 
 
 @pytest.mark.parametrize("engine", ENGINES)

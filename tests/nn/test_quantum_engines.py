@@ -55,9 +55,10 @@ def test_float32():
         circuit = random_circuit(seed, 3, real=seed % 3 == 0)
         inputs, weights = values_of(circuit, seed, dtype=torch.float32)
         assert FastEngine(circuit, observables(3))(inputs, weights).dtype == torch.float32
-        double = inputs.detach().double().requires_grad_(), {
-            name: value.detach().double().requires_grad_() for name, value in weights.items()
-        }
+        double = (
+            inputs.detach().double().requires_grad_(),
+            {name: value.detach().double().requires_grad_() for name, value in weights.items()},
+        )
         exact = outcome(FastEngine(circuit, observables(3)), *double)
         found = outcome(FastEngine(circuit, observables(3)).float(), inputs, weights)
         scale = max(1.0, *(float(value.abs().max()) for value in exact))

@@ -42,7 +42,9 @@ NETWORKS = {
     "conv4 batch norm": (lambda: conv4("batch"), IMAGE, ["vmap", "auto"]),
     "conv4 batch norm, pooled": (lambda: conv4("batch", "pool"), IMAGE, ["vmap"]),
     "conv4 batch norm, channels last": (
-        lambda: conv4("batch").to(memory_format=torch.channels_last), IMAGE, ["vmap", "auto"],
+        lambda: conv4("batch").to(memory_format=torch.channels_last),
+        IMAGE,
+        ["vmap", "auto"],
     ),
     "conv4 group norm": (lambda: conv4("group"), IMAGE, ["vmap"]),
 }

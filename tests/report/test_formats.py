@@ -64,7 +64,6 @@ class TestMarkdown:
         assert differences.splitlines()[2].startswith("| valid/accuracy | 2 minus 1 | 3 | −0.100 |")
         assert notes == list(comparison.notes)
 
-
     def test_two_seeds_in_common_are_too_few_to_test(self, sweep):
         for name, first in (("a", 0), ("b", 1)):
             for seed in range(first, first + 3):
@@ -82,8 +81,9 @@ class TestLatex:
         assert body[1] == "1 & big\\_50\\% & 3 of 4 & \\textbf{0.920} $\\pm$ 0.025\\rlap{$^\\star$} \\\\"
         assert body[2].startswith("2 & small\\textbar{}\\&\\# & 3 & 0.820 $\\pm$ ")
         for line in body:
-            bare = re.sub(r"\\[%&#_$\\]|\$[^$]*\$|\\textbf\{[^{}]*\}|\\textbar\{\}|\\rlap\{\}", "",
-                          re.sub(r"\$[^$]*\$", "", line))
+            bare = re.sub(
+                r"\\[%&#_$\\]|\$[^$]*\$|\\textbf\{[^{}]*\}|\\textbar\{\}|\\rlap\{\}", "", re.sub(r"\$[^$]*\$", "", line)
+            )
             assert not re.search(r"[%#_^{}$]", bare), line
             assert re.sub(r"\\&", "", line).count("&") in (3, 6)
         assert "\\end{tabular}\n\n\\medskip\\noindent\n\\begin{tabular}" in text

@@ -181,7 +181,7 @@ class TestStyles:
         legend = np.asarray(Image.open(io.BytesIO(png)).convert("L"))[-60:]  # both handles stand in the last rows
         dark = np.flatnonzero((legend < 200).any(0))
         gaps = np.flatnonzero(np.diff(dark) > 25)
-        left, right = legend[:, dark[0]: dark[gaps[0]]], legend[:, dark[gaps[0] + 1]: dark[-1]]
+        left, right = legend[:, dark[0] : dark[gaps[0]]], legend[:, dark[gaps[0] + 1] : dark[-1]]
         assert np.count_nonzero(left < 200) != np.count_nonzero(right[:, : left.shape[1]] < 200)
 
 

@@ -148,12 +148,14 @@ class TestEnds:
         assert "cannot be launched" in ends[0].message
 
     def test_what_a_job_leaves_running_is_ended(self, make, tmp_path):
-        (job,) = make(a="""
+        (job,) = make(
+            a="""
             import subprocess
             child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
             (folder / "pid").write_text(str(child.pid))
             complete()
-        """)
+        """
+        )
         run_jobs([job], Limits(), Seen())
         assert gone(int((job.folder / "pid").read_text()))
 
@@ -333,11 +335,13 @@ class TestStopping:
         assert not jobs[2].folder.exists()
 
     def test_the_second_time_they_are_killed(self, make):
-        (job,) = make(deaf="""
+        (job,) = make(
+            deaf="""
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             (folder / "pid").write_text(str(os.getpid()))
             time.sleep(600)
-        """)
+        """
+        )
 
         def stop(job):
             wait_for(job.folder / "pid")

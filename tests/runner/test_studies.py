@@ -40,9 +40,11 @@ rows:
 """
 
 
-CROSSED = STUDY.replace("rows:\n", "columns:\n  short: [method.epochs=1]\n  long: [method.epochs=3]\nrows:\n").replace(
-    ", reported: 90.0", ", columns: {short: {reported: 90.0}, long: {run: [method.lr=0.1]}}"
-).replace('hidden=[8]"]', 'hidden=[8]"], columns: {long: {}}')
+CROSSED = (
+    STUDY.replace("rows:\n", "columns:\n  short: [method.epochs=1]\n  long: [method.epochs=3]\nrows:\n")
+    .replace(", reported: 90.0", ", columns: {short: {reported: 90.0}, long: {run: [method.lr=0.1]}}")
+    .replace('hidden=[8]"]', 'hidden=[8]"], columns: {long: {}}')
+)
 
 
 @pytest.fixture
@@ -138,7 +140,9 @@ class TestColumns:
         studied(CROSSED)
         study = plan("mine", ["seed=0"])
         assert [job.name for job in study.every_job] == [
-            "linear, short, seed 0", "linear, long, seed 0", "mlp, long, seed 0"
+            "linear, short, seed 0",
+            "linear, long, seed 0",
+            "mlp, long, seed 0",
         ]
         epochs = [job.tree["method"]["epochs"] for job in study.every_job]
         assert epochs == [1, 3, 3]

@@ -1,6 +1,5 @@
 """Several processes, one run: messages keep their bits, and the others are told of every step before it is taken."""
 
-
 import json
 import os
 import signal

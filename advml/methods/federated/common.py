@@ -394,4 +394,3 @@ class Federated(Extras):
             client: {name: value.to(device) for name, value in values.items()}
             for client, values in state["kept"].items()
         }
-

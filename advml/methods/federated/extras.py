@@ -134,9 +134,7 @@ class Extras(Rounds):
         done = planned_work(
             cohort, config.epochs, config=config.stragglers, dropout=config.dropout, generators=generators
         )
-        return [
-            math.ceil(epochs / config.epochs * steps - 1e-9) for epochs, steps in zip(done, planned, strict=True)
-        ]
+        return [math.ceil(epochs / config.epochs * steps - 1e-9) for epochs, steps in zip(done, planned, strict=True)]
 
     def weights(self, clients: list[int]) -> Tensor:
         """What each client's update is multiplied by in the sum, float64 [m] on the CPU."""

@@ -58,9 +58,7 @@ def global_scores(network: Network, view: Clients, split: SplitName) -> Tensor:
 
 
 @torch.no_grad()
-def score_chunk(
-    replicas: Replicas, values: Parameters, seen: Split, owned: Sequence[Tensor], found: Tensor
-) -> None:
+def score_chunk(replicas: Replicas, values: Parameters, seen: Split, owned: Sequence[Tensor], found: Tensor) -> None:
     """`scores_of` clients' own models, values [r, *shape], on their own examples, put in `found`."""
     pieces = [index.split(max(1, AT_ONCE // len(owned))) for index in owned]
     for number in range(max(map(len, pieces))):

@@ -282,9 +282,7 @@ def autocasting(context: Context) -> bool:
         return torch.is_autocast_enabled(context.device.type)
 
 
-def gumbel_choice(
-    alpha: Tensor, noise: Tensor, temperature: float
-) -> tuple[Tensor, tuple[tuple[int, ...], ...]]:
+def gumbel_choice(alpha: Tensor, noise: Tensor, temperature: float) -> tuple[Tensor, tuple[tuple[int, ...], ...]]:
     """GDAS, eqs. 3 to 5: the one-hot choice of largest α + noise on each edge [E, O], with the gradient of
     softmax((log softmax(α) + noise) / temperature); and which operation that is.
     """

@@ -96,9 +96,7 @@ class Monitor:
             }
             title = f"Operations of the {kind} cell"
             found[f"operations_{kind}"] = Curve(epochs, lines, "epoch", "mean weight over edges", title)
-        skips = {
-            kind: [float(one.cells[kind].count("skip_connect")) for one in self.genotypes] for kind in kinds
-        }
+        skips = {kind: [float(one.cells[kind].count("skip_connect")) for one in self.genotypes] for kind in kinds}
         found["skips"] = Curve(epochs, skips, "epoch", "edges that skip", "Skips of the derived cells")
         if len(self.eigenvalues) == len(epochs):
             title = "Curvature of the validation loss"

@@ -167,9 +167,7 @@ def first_met(kinds: Tensor) -> Tensor:
     return torch.zeros_like(fresh).scatter_(0, place, fresh)
 
 
-def trajectory(
-    asked: Tensor, signal: Tensor, charged: Tensor, budget: int, affordable: Tensor | None = None
-) -> Tensor:
+def trajectory(asked: Tensor, signal: Tensor, charged: Tensor, budget: int, affordable: Tensor | None = None) -> Tensor:
     """Of questions [S, R] the one of best signal after 1, 2, … charged ones, as numbers of cells [≤ budget, R].
 
     Of equal signals the first. A search that has fewer charged questions than others keeps its last best.

@@ -61,9 +61,7 @@ class Norms:
             return _mean(norms[0]).new_zeros(channels), _mean(norms[0]).new_ones(channels)
         return torch.cat([_mean(norm) for norm in norms]), torch.cat([_variance(norm) for norm in norms])
 
-    def _note(
-        self, norms: Sequence[nn.BatchNorm2d], means: Sequence[Tensor], variances: Sequence[Tensor]
-    ) -> None:
+    def _note(self, norms: Sequence[nn.BatchNorm2d], means: Sequence[Tensor], variances: Sequence[Tensor]) -> None:
         self.running += [_mean(norm) for norm in norms] + [_variance(norm) for norm in norms]
         self.seen += [*means, *variances]
         self.counts += [cast(Tensor, norm.num_batches_tracked) for norm in norms]
@@ -132,9 +130,7 @@ def _terms(edges: Sequence[MixedEdge], state: Tensor, weights: Tensor, norms: No
     return list(total.split(first.width, 1))
 
 
-def _convolved(
-    edges: Sequence[MixedEdge], part: Tensor, weights: Tensor, norms: Norms
-) -> Iterator[Tensor]:
+def _convolved(edges: Sequence[MixedEdge], part: Tensor, weights: Tensor, norms: Norms) -> Iterator[Tensor]:
     """The operations that have filters, [B, m · C, H', W'] each."""
     relu: Tensor | None = None
     for number, name in enumerate(edges[0].names):

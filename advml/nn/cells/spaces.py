@@ -108,9 +108,7 @@ class _Cells(Space):
         cell = self._cell(code)
         for order in permutations(range(self.nodes)):
             number = {0: 0, 1: 1} | {2 + node: 2 + place for place, node in enumerate(order)}
-            nodes = [
-                tuple(Edge(edge.operation, number[edge.source]) for edge in cell.nodes[node]) for node in order
-            ]
+            nodes = [tuple(Edge(edge.operation, number[edge.source]) for edge in cell.nodes[node]) for node in order]
             if all(edge.source < 2 + place for place, node in enumerate(nodes) for edge in node):
                 yield self._code(Cell(tuple(tuple(sorted(node, key=self._rank)) for node in nodes), cell.concat))
 

@@ -218,9 +218,7 @@ class Supernet(Network):
         counts = [sum(node == number for node, _ in self.wiring) for number in range(self.config.nodes)]
         return torch.cat([part.softmax(0) for part in beta.split(counts)])
 
-    def features(
-        self, inputs: Mapping[str, Tensor], mix: Mix | None = None, active: Active | None = None
-    ) -> Tensor:
+    def features(self, inputs: Mapping[str, Tensor], mix: Mix | None = None, active: Active | None = None) -> Tensor:
         """[B, F]; see `forward`."""
         mix = self.mixing() if mix is None else mix
         active = self.actives(mix) if active is None else active
@@ -233,9 +231,7 @@ class Supernet(Network):
         maps: Tensor = newer
         return maps.mean((2, 3))
 
-    def forward(
-        self, inputs: Mapping[str, Tensor], mix: Mix | None = None, active: Active | None = None
-    ) -> Tensor:
+    def forward(self, inputs: Mapping[str, Tensor], mix: Mix | None = None, active: Active | None = None) -> Tensor:
         """Logits under a mixture: `mixing()` by default, `selection(genotype)` for one architecture.
 
         `active` spares the operations that it does not name; without it those whose weight is 0 are spared where the

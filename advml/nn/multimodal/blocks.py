@@ -78,12 +78,11 @@ class CrossBlock(nn.Module):
         """Stream → [B, T, D], the same after the block."""
         normed = self.normed(streams)
         return {
-            name: self.of(name)(streams[name], normed[name], normed[other], masks[other])
-            for name, other in self.pairs
+            name: self.of(name)(streams[name], normed[name], normed[other], masks[other]) for name, other in self.pairs
         }
 
     def weights(self, streams: Tokens, masks: Masks) -> dict[str, Tensor]:
-        """"a→b": how much each token of a looks at each of b, [B, heads, Ta, Tb]."""
+        """By "a→b": how much each token of a looks at each of b, [B, heads, Ta, Tb]."""
         normed = self.normed(streams)
         return {
             f"{name}→{other}": self.of(name).attention.weights(normed[name], normed[other], masks[other])

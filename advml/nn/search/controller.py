@@ -61,9 +61,7 @@ class Controller(nn.Module):
 
     nudge: Tensor
 
-    def __init__(
-        self, blocks: int, operations: int, preset: Preset, rng: torch.Generator | None = None
-    ) -> None:
+    def __init__(self, blocks: int, operations: int, preset: Preset, rng: torch.Generator | None = None) -> None:
         super().__init__()
         self.blocks, self.preset = blocks, preset
         size = preset.hidden

@@ -61,6 +61,4 @@ class ParzenEstimator:
         for study, rows, values in zip(self.studies, self.points.tolist(), self.scores.tolist(), strict=True):
             for row, value in zip(rows, values, strict=True):
                 params = dict(zip(self.kinds, row, strict=True))
-                study.add_trial(
-                    self.optuna.trial.create_trial(params=params, distributions=self.kinds, value=value)
-                )
+                study.add_trial(self.optuna.trial.create_trial(params=params, distributions=self.kinds, value=value))
