@@ -88,7 +88,7 @@ class Supervised(Method):
         try:
             return Privacy(self.config.privacy, len(data), batch_size, planned, self.context.rng)
         except ValueError as error:
-            raise ConfigError(f"method.privacy.target_epsilon: {error}") from None
+            raise ConfigError(f"method.privacy.{error}") from None
 
     def phases(self) -> Sequence[Phase]:
         """One phase of epochs."""

@@ -28,7 +28,7 @@ Accountant = Literal["PLD", "RDP"]
 RELATION: dict[Sampling, str] = {"poisson": "add or remove one", "fixed": "replace one"}
 USUAL: dict[Sampling, Accountant] = {"poisson": "PLD", "fixed": "RDP"}
 
-NOISE = 0.125, 2.0**16  # beyond these no σ is looked for
+NOISE = 0.125, 2.0**16  # beyond these no σ is looked for: with less ε is in the hundreds, and takes hours to compute
 
 
 @dataclass(frozen=True)
@@ -104,6 +104,15 @@ def check_noise(kind: str, noise: float | None, target: float | None) -> None:
         raise ValueError("noise: how much is neither given nor follows from a target_epsilon; set one of them")
     if kind != "none" and noise is not None and target is not None:
         raise ValueError("noise: follows from target_epsilon; set one of them to null")
+    if kind != "none" and noise is not None and 0 < noise < NOISE[0]:
+        raise ValueError(f"noise: {noise:g} promises next to nothing; use {NOISE[0]:g} or more, or 0 for no promise")
+
+
+def usual_delta(members: int, unit: str) -> float:
+    """δ where none is given: 1/N for N members. Raises ValueError for one, to whom δ = 1 would promise nothing."""
+    if members == 1:
+        raise ValueError(f"delta: 1/N for N {unit}s is 1 where there is one, a promise of nothing; set it")
+    return 1 / members
 
 
 def over_disjoint(epsilons: Iterable[float]) -> float:
@@ -165,11 +174,12 @@ def noise_for(
     while cost(high) > target:
         low, high = high, 2 * high
         if high > NOISE[1]:
-            raise ValueError(f"no noise reaches ε = {target:g} at δ = {delta:g} by {USUAL[sampling]}")
+            raise ValueError(f"target_epsilon: no noise reaches ε = {target:g} at δ = {delta:g} by {USUAL[sampling]}")
     while low == high or cost(low) <= target:
         low, high = low / 2, low
         if low < NOISE[0]:
-            raise ValueError(f"ε = {target:g} promises next to nothing: noise below {NOISE[0]:g} would do")
+            little = f"ε = {target:g} promises next to nothing"
+            raise ValueError(f"target_epsilon: {little}: noise below {NOISE[0]:g} would do")
     aim, turn = target * (1 - tolerance / 2), 0
     while cost(high) < target * (1 - tolerance) and high > low * (1 + 1e-6):
         share = 0.5

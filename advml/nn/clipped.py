@@ -54,6 +54,8 @@ def clipped_sums(
     `batches(limit)` gives the examples, at most `limit` at once (`advml.nn.per_example.in_batches`): how they are
     divided changes nothing but the order of additions. `loss` is a mean over examples. `clip` may be infinite. The
     network is used in the mode that it is in; dropout draws its own mask for each example.
+
+    An example whose gradient has no finite norm counts as zeros: a NaN in the sum would tell that it was there.
     """
     if any(isinstance(module, _BatchNorm) and module.training for module in network.modules()):
         raise ValueError("batch norm in training mode mixes examples: none has a gradient of its own")
@@ -74,20 +76,19 @@ def _loop(network: Network, batches: Iterable[Batch], loss: Loss, clip: float) -
     norms, whole = [weights[0].new_zeros(0)], weights[0].new_zeros(())
     for batch in batches:
         for row in range(len(batch.target)):
-            one = _row(batch, row)
+            one = _rows(batch, slice(row, row + 1))
             value = loss(network(one.inputs), one)
             found = list(torch.autograd.grad(value, weights, materialize_grads=True))
             norm = torch.stack([part.norm() for part in found]).norm()
-            torch._foreach_mul_(found, clip_factors(norm, clip))
-            torch._foreach_add_(sums, found)
+            factor, finite = clip_factors(norm, clip), norm.isfinite()
+            torch._foreach_add_(sums, [torch.where(finite, part * factor, 0.0) for part in found])
             norms.append(norm.view(1))
             whole = whole + value.detach()
     return Clipped(total, torch.cat(norms), whole)
 
 
-def _row(batch: Batch, row: int) -> Batch:
-    """A batch of one example."""
-    own = slice(row, row + 1)
+def _rows(batch: Batch, own: slice | Tensor) -> Batch:
+    """A batch of some of its examples."""
     mask = batch.mask[own] if batch.mask is not None and batch.mask.dim() == 2 else batch.mask
     return Batch({name: values[own] for name, values in batch.inputs.items()}, batch.target[own], mask)
 
@@ -101,7 +102,9 @@ def _closed(network: Network, batches: Iterable[Batch], loss: Loss, clip: float)
     watch = Watch(network, _Notes())
     first = next(iter(parameters.values()))
     norms, whole = [first.new_zeros(0)], first.new_zeros(())
-    for batch in batches:
+
+    def norms_of(batch: Batch) -> tuple[Tensor, Tensor]:
+        """The norm of each example's gradient [B], and the loss summed; the calls of layers stay in `watch`."""
         with watch.over(len(batch.target)):
             outputs = network(batch.inputs)
         leaf = outputs.detach().requires_grad_()
@@ -110,16 +113,23 @@ def _closed(network: Network, batches: Iterable[Batch], loss: Loss, clip: float)
         sources = [watch.source, *parameters.values()]
         if any(part is not None for part in torch.autograd.grad(outputs, sources, direction, allow_unused=True)):
             raise Unsuited("engine closed needs parameters to be used by their layer's call only")
-        calls = [(call, total.get(f"{name}.weight"), total.get(f"{name}.bias")) for name, call in watch.calls.items()]
         squares = torch.zeros_like(direction[:, 0])
-        for call, weight, bias in calls:
-            squares += call.squares(weight is not None, bias is not None)
-        norm = squares.sqrt_()
-        factors = clip_factors(norm, clip)
-        for call, weight, bias in calls:
-            call.collect(weight, bias, factors)
+        for name, call in watch.calls.items():
+            squares += call.squares(f"{name}.weight" in total, f"{name}.bias" in total)
+        return squares.sqrt_(), value.detach()
+
+    for batch in batches:
+        norm, value = norms_of(batch)
         norms.append(norm)
-        whole = whole + value.detach()
+        whole = whole + value
+        finite = norm.isfinite()
+        if not bool(finite.all()):  # zero times NaN is NaN: without those examples, once more
+            if not bool(finite.any()):
+                continue
+            norm, _ = norms_of(_rows(batch, finite))
+        factors = clip_factors(norm, clip)
+        for name, call in watch.calls.items():
+            call.collect(total.get(f"{name}.weight"), total.get(f"{name}.bias"), factors)
     return Clipped(total, torch.cat(norms), whole)
 
 

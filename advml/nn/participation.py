@@ -26,6 +26,14 @@ def stragglers(cohort: int, fraction: float, generator: torch.Generator) -> list
     return sorted(torch.randperm(cohort, generator=generator)[: round(fraction * cohort)].tolist())
 
 
+def slow_by_themselves(cohort: int, fraction: float, generator: torch.Generator) -> list[int]:
+    """Which positions are slow, each by itself with probability `fraction`: ascending.
+
+    Where it is private who is there: of a fixed share of the cohort one client more would make another one slow.
+    """
+    return [position for position, slow in enumerate(drops(cohort, fraction, generator)) if slow]
+
+
 def partial_epochs(epochs: int, generator: torch.Generator) -> float:
     """How far a slow client comes: a whole number of epochs, uniformly from 1 to E − 1; of a single epoch a share.
 
@@ -48,15 +56,18 @@ def planned_work(
     config: StragglerSettings,
     dropout: float,
     generators: Sequence[torch.Generator],
+    independent: bool = False,
 ) -> list[float]:
     """Epochs that each client of a cohort trains, perhaps a fraction; 0 = nothing of it arrives.
 
     `generators`: for who is slow, for how far each comes, for who drops out. `config.keep`: what slow clients did in
-    time is used (FedProx); otherwise they count as dropped out (FedAvg).
+    time is used (FedProx); otherwise they count as dropped out (FedAvg). `independent`: what one client does says
+    nothing of another, so that being there changes one client's work only.
     """
     slow, far, out = generators
     work = [float(epochs)] * len(cohort)
-    for position in stragglers(len(cohort), config.fraction, slow):
+    drawn = slow_by_themselves if independent else stragglers
+    for position in drawn(len(cohort), config.fraction, slow):
         done = partial_epochs(epochs, far)
         work[position] = done if config.keep else 0.0
     return [0.0 if dropped else done for dropped, done in zip(drops(len(cohort), dropout, out), work, strict=True)]

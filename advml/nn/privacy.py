@@ -102,7 +102,7 @@ def noise_beside_count(noise: float, deviation: float) -> float:
     if not noise:
         return 0.0
     if 2 * deviation <= noise:
-        raise ValueError(f"a count with noise {deviation:g} costs all that noise {noise:g} allows; it needs more")
+        raise ValueError(f"count_noise: {deviation:g} costs all that noise {noise:g} allows; it needs more")
     return 1 / math.sqrt(noise**-2 - (2 * deviation) ** -2)
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from advml.contracts import Batch, Network, Rng
-from advml.nn.accounting import Statement, epsilon, noise_for, over_disjoint, state, the_package
+from advml.nn.accounting import Statement, epsilon, noise_for, over_disjoint, state, the_package, usual_delta
 from advml.nn.clipped import clipped_sums
 from advml.nn.local_training import Pull, pulled
 from advml.nn.losses import Loss
@@ -34,7 +34,8 @@ TAKEN_AS_PUBLIC = (
     "how many examples each client has",
     "which clients took part in which rounds",
     "all settings, however found",
-    "normalisation constants",
+    "what inputs are prepared by: normalisation constants, principal components",
+    "the network that training starts from",
 )
 NOT_PROTECTED = (
     "training metrics in the records",
@@ -66,7 +67,7 @@ class ExamplePrivacy:
         self.config, self.sizes, self.rng = config, list(sizes), rng
         self.expected = [min(batch_size or size, size) for size in sizes]
         self.rates = [expected / size for expected, size in zip(self.expected, sizes, strict=True)]
-        self.delta = 1 / sum(sizes) if config.delta is None else config.delta
+        self.delta = usual_delta(sum(sizes), "example") if config.delta is None else config.delta
         self.noise = self._noise(list(zip(self.rates, planned, strict=True)))
         self.steps = [0] * len(self.sizes)
         self.rounds = 0  # that were counted

@@ -1,11 +1,11 @@
 """Federated averaging that hides whether a client was there (DP-FedAvg; McMahan et al. 2018), over rounds.
 
-One round:  Δ = (Σ_{k sampled} w_k Δ_k min(1, C/‖Δ_k‖) + N(0, (σ C max w)²)) / (q W)
+One round:  Δ = (Σ_{k sampled} w_k Δ_k min(1, C/‖Δ_k‖) + N(0, (σ C)²)) / (q W)
 
 with w_k = min(n_k/ŵ, 1) and W = Σ_k w_k over all clients, and whatever the server makes of Δ. The denominator is what
-the sampled weights add up to on average, not what they came to: that is private. A round without any client adds its
-noise all the same. The norm is taken over all parameters together; statistics of batch norms are no part of it and must
-not be sent.
+the sampled weights add up to on average, not what they came to: that is private. So is the largest of them: the noise
+is for the largest there can be, 1. A round without any client adds its noise all the same. The norm is taken over all
+parameters together; statistics of batch norms are no part of it and must not be sent.
 
 With `quantile` the bound C follows that quantile of the norms, by a noisy count of the updates below it (Andrew et al.
 2021); the count costs its share of the noise.
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from advml.config import CountFloat, PositiveFloat, settings
 from advml.contracts import Rng
-from advml.nn.accounting import Sampling, Spending, check_noise
+from advml.nn.accounting import Sampling, Spending, check_noise, usual_delta
 from advml.nn.aggregation import WeightedSum, cohort, cohort_size
 from advml.nn.privacy import (
     add_noise,
@@ -35,7 +35,13 @@ from advml.nn.privacy import (
     update_norms,
 )
 
-TAKEN_AS_PUBLIC = "the number of clients", "what the weights of all clients add up to", "all settings, however found"
+TAKEN_AS_PUBLIC = (
+    "the number of clients",
+    "what the weights of all clients add up to",
+    "all settings, however found",
+    "what inputs are prepared by: normalisation constants, principal components",
+    "the network that training starts from",
+)
 NOT_PROTECTED = (
     "training metrics in the records",
     "validation and test examples, and what is measured per client",
@@ -76,7 +82,7 @@ class ClientPrivacy(Spending):
         """`planned` rounds in all: the noise for a target is chosen for them. Raises ValueError as noise_for does."""
         self.config, self.rng, self.clients, self.fraction = config, rng, len(sizes), fraction
         rate = fraction if config.sampling == "poisson" else cohort_size(self.clients, fraction) / self.clients
-        delta = 1 / self.clients if config.delta is None else config.delta
+        delta = usual_delta(self.clients, "client") if config.delta is None else config.delta
         super().__init__("client", config.sampling, rate, delta, config.noise, config.target_epsilon, planned)
         self.all_weights = client_weights(torch.tensor(sizes), config.weight_cap)
         self.expected = self.rate * self.clients  # clients in a round
@@ -112,9 +118,8 @@ class ClientPrivacy(Spending):
         }
 
     def deviation(self) -> float:
-        """Of the noise in the divided sum: σ C max w / (q W)."""
-        top, expected = float(self.all_weights.max()), self.rate * float(self.all_weights.sum())
-        return noise_deviation(self.on_updates, self.clip * top) / expected
+        """Of the noise in the divided sum: σ C / (q W). Any client weighs 1 at most, whoever is there."""
+        return noise_deviation(self.on_updates, self.clip) / (self.rate * float(self.all_weights.sum()))
 
     def new_sum(self, round: int, like: Mapping[str, Tensor]) -> PrivateSum:
         """The sum of a round, to which noise is added once."""

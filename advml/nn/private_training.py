@@ -16,7 +16,7 @@ from torch import Tensor
 
 from advml.config import CountFloat, PositiveFloat, PositiveInt, settings
 from advml.contracts import Metrics, Network, Rng, Split
-from advml.nn.accounting import Sampling, Spending, check_noise
+from advml.nn.accounting import Sampling, Spending, check_noise, usual_delta
 from advml.nn.clipped import clipped_sums
 from advml.nn.losses import Loss
 from advml.nn.optimisers import Optimiser, clip_gradients, learning_rate
@@ -24,7 +24,12 @@ from advml.nn.per_example import Engine, in_batches
 from advml.nn.privacy import add_noise, fixed_sample, noise_deviation, poisson_sample
 from advml.nn.training import Counter, TrainingSettings
 
-TAKEN_AS_PUBLIC = "the number of training examples", "all settings, however they were found", "normalisation constants"
+TAKEN_AS_PUBLIC = (
+    "the number of training examples",
+    "all settings, however they were found",
+    "what inputs are prepared by: normalisation constants, principal components",
+    "the network that training starts from",
+)
 NOT_PROTECTED = "training metrics in the records", "validation and test examples", "anything, from who knows the seed"
 
 
@@ -51,7 +56,8 @@ class Privacy(Spending):
         """`planned` updates in all: the noise for a target is chosen for them. Raises ValueError as noise_for does."""
         self.config, self.examples, self.rng = config, examples, rng
         self.expected = min(batch_size, examples)
-        rate, delta = self.expected / examples, 1 / examples if config.delta is None else config.delta
+        rate = self.expected / examples
+        delta = usual_delta(examples, "example") if config.delta is None else config.delta
         super().__init__("example", config.sampling, rate, delta, config.noise, config.target_epsilon, planned)
 
     def sample(self, update: int) -> Tensor:

@@ -136,8 +136,9 @@ class SecureSum:
         for name, value in values.items():
             if not bool(value.isfinite().all()):
                 raise AdvmlError("secure_aggregation: a client's update is not finite; lower method.lr")
-            self.cut += int((value.abs() > self.limit).sum())
-            found[name] = encode(value.clamp(-self.limit, self.limit).double() * weight, self.config.fraction_bits)
+            wide = value.double()  # in float32 the bound itself would be rounded, up to what wraps around
+            self.cut += int((wide.abs() > self.limit).sum())
+            found[name] = encode(wide.clamp(-self.limit, self.limit) * weight, self.config.fraction_bits)
         return found
 
     def receive(self, position: int, message: Mapping[str, Tensor]) -> None:

@@ -132,6 +132,8 @@ def test_switched_off_it_is_supervised_learning(play, same):
          "method.privacy.noise: follows from target_epsilon; set one of them to null"),
         (("method.privacy.target_epsilon=null",),
          "method.privacy.noise: how much is neither given nor follows from a target_epsilon; set one of them"),
+        (("method.privacy.target_epsilon=null", "method.privacy.noise=0.05"),
+         "method.privacy.noise: 0.05 promises next to nothing; use 0.125 or more, or 0 for no promise"),
         (("method.privacy.target_epsilon=1000000000",),
          "method.privacy.target_epsilon: ε = 1e+09 promises next to nothing: noise below 0.125 would do"),
     ],

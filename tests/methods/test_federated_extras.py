@@ -9,6 +9,7 @@ from runs import assert_same_state
 
 from advml.contracts import At
 from advml.errors import ConfigError
+from advml.models.mlp import Mlp
 from advml.nn.accounting import epsilon
 
 SMALL = (
@@ -217,6 +218,7 @@ def test_the_shipped_private_run_learns_and_keeps_its_promise(play):
         ((*ADAPTIVE, "method.dropout=0.4"), r"method\.dropout: .*quantile=null, or method\.dropout=0$"),
         ((*ADAPTIVE, "method.stragglers.fraction=0.4"), r"method\.stragglers: .*or method\.stragglers\.keep=true$"),
         (("method.privacy.kind=client",), r"method\.privacy\.noise: "),
+        ((*PRIVATE[:2], "view.clients=1"), r"method\.privacy\.delta: 1/N for N clients is 1"),
     ],
 )
 def test_refusals(play, words, told):
@@ -323,3 +325,39 @@ def test_only_the_first_process_measures_the_curve(play):
     go_together(ranks)
     assert ranks[0].steps == alone.steps
     assert ["valid_accuracy" in step for step in ranks[1].steps] == [False] * 4
+
+
+# --- parts of the network that are frozen --------------------------------------------------------------------------
+
+
+class HalfFrozen(Mlp):
+    """Its first layer is not trained."""
+
+    def __init__(self, *given):
+        super().__init__(*given)
+        for value in list(self.parameters())[:2]:
+            value.requires_grad_(False)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (), ("method.engine=loop",), ("method=scaffold",), ("method=fedprox",), ("method=ditto",),
+        ("method=local_only",), ("method=centralised",), ("method=fedopt",), (MASKED,),
+        ("method.compression.kind=topk",), PRIVATE, ("method.privacy.kind=example", "method.privacy.noise=1.0"),
+    ],
+)  # fmt: skip
+def test_what_is_frozen_is_neither_trained_nor_sent_nor_gets_noise(play, monkeypatch, words):
+    monkeypatch.setattr("advml.models.mlp.Mlp", HalfFrozen)
+    small = ("method=fedavg", "view.clients=4", "method.rounds=2", "dataset.limit=100", "model=mlp")
+    if words != ("method=centralised",):
+        small += ("method.fraction=1.0",)
+    run = play(*small, *words)
+    before = run.weights()
+    after = run.go().weights()
+    frozen, moving = list(before)[:2], list(before)[2:]
+    assert all(torch.equal(before[name], after[name]) for name in frozen)
+    assert not any(torch.equal(before[name], after[name]) for name in moving)
+    if not words:
+        sent = sum(4 * before[name].numel() for name in moving)
+        assert run.budget.counts["bytes_up"] == run.budget.counts["bytes_down"] == 2 * 4 * sent

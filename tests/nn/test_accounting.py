@@ -10,7 +10,7 @@ from scipy import stats
 
 from advml.errors import ConfigError
 from advml.nn import accounting
-from advml.nn.accounting import epsilon, noise_for, over_disjoint, state
+from advml.nn.accounting import check_noise, epsilon, noise_for, over_disjoint, state, usual_delta
 from advml.nn.privacy import gaussian_epsilon
 
 pytest.importorskip("dp_accounting")
@@ -116,10 +116,28 @@ def test_noise_for_a_target_never_exceeds_it(target, sampling, rate, steps, delt
 
 def test_targets_out_of_reach(monkeypatch):
     monkeypatch.setattr(accounting, "NOISE", (0.25, 4.0))
-    with pytest.raises(ValueError, match=r"^no noise reaches ε = 0\.001 at δ = 1e-05 by PLD$"):
+    with pytest.raises(ValueError, match=r"^target_epsilon: no noise reaches ε = 0\.001 at δ = 1e-05 by PLD$"):
         noise_for(1e-3, "poisson", 0.01, 10, 1e-5)
-    with pytest.raises(ValueError, match=r"^ε = 10000 promises next to nothing: noise below 0\.25 would do$"):
+    with pytest.raises(
+        ValueError, match=r"^target_epsilon: ε = 10000 promises next to nothing: noise below 0\.25 would do$"
+    ):
         noise_for(1e4, "fixed", 0.01, 10, 1e-5)
+
+
+def test_hardly_any_noise_is_refused_and_none_is_not():
+    """Its ε is in the hundreds, and the distribution of the privacy loss as fine as the noise."""
+    with pytest.raises(
+        ValueError, match=r"^noise: 0\.01 promises next to nothing; use 0\.125 or more, or 0 for no promise$"
+    ):
+        check_noise("client", 0.01, None)
+    for kind, noise in (("client", 0.0), ("example", 0.125), ("none", 0.01)):
+        check_noise(kind, noise, None)
+
+
+def test_the_usual_delta_of_one_member_would_promise_nothing():
+    assert usual_delta(50, "client") == 0.02
+    with pytest.raises(ValueError, match=r"^delta: 1/N for N clients is 1 where there is one"):
+        usual_delta(1, "client")
 
 
 # --- statements ---------------------------------------------------------------------------------------------------

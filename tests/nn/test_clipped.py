@@ -252,3 +252,21 @@ def test_network_is_left_as_it_was(engine):
     for value, (old, gradient) in zip(network.parameters(), before, strict=True):
         assert torch.equal(value, old)
         assert torch.equal(value.grad, gradient)
+
+
+@pytest.mark.parametrize("engine", ["loop", "closed"])
+@pytest.mark.parametrize("bad", [[1], [0, 2, 3], [0, 1, 2, 3, 4, 5]])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_an_example_whose_gradient_is_no_number_counts_as_zeros(engine, bad, value):
+    """A NaN in the sum would tell that it was there."""
+    split = examples(6)
+    spoilt = {name: values.float().clone() for name, values in split.inputs.items()}
+    for values in spoilt.values():
+        values[bad] = value
+    spoilt = Split(spoilt, split.target)
+    network = mlp().float()
+    found = sums(network, spoilt, 0.5, engine)
+    rest = torch.tensor([row for row in range(6) if row not in bad], dtype=torch.int64)
+    kept = sums(network, spoilt, 0.5, "loop", index=rest)
+    for name, expected in kept.sums.items():
+        torch.testing.assert_close(found.sums[name], expected, rtol=0, atol=1e-6)

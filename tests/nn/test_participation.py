@@ -3,7 +3,14 @@
 import torch
 from scipy import stats
 
-from advml.nn.participation import StragglerSettings, drops, partial_epochs, planned_work, stragglers
+from advml.nn.participation import (
+    StragglerSettings,
+    drops,
+    partial_epochs,
+    planned_work,
+    slow_by_themselves,
+    stragglers,
+)
 from advml.runner.randomness import KeyedRng
 
 FALSE_ALARM = 1e-6
@@ -49,6 +56,29 @@ def test_the_slow_are_a_fixed_number_chosen_uniformly():
     assert {len(some) for some in chosen} == {2}
     counts = torch.bincount(torch.tensor(chosen).flatten(), minlength=6)
     assert stats.chisquare(counts.numpy()).pvalue > FALSE_ALARM
+
+
+def test_where_it_is_private_who_is_there_each_is_slow_by_itself():
+    """Of a fixed share one more client makes another slow: with hundred and one members the sum moves by two."""
+    rng, config = KeyedRng(0), StragglerSettings(fraction=0.5, keep=False)
+
+    def at_work(cohort, draw, independent):
+        generators = [rng(purpose, draw) for purpose in ("slow", "far", "out")]
+        work = planned_work(
+            range(cohort), 1, config=config, dropout=0.0, generators=generators, independent=independent
+        )
+        return sum(done > 0 for done in work[:10])
+
+    assert {at_work(10, draw, False) for draw in range(200)} == {5}
+    for cohort in (10, 11):  # of the first ten as many, whoever else is there: binomial
+        counts = torch.bincount(torch.tensor([at_work(cohort, draw, True) for draw in range(3000)]), minlength=11)
+        middle = slice(2, 9)
+        expected = 3000 * torch.tensor(stats.binom.pmf(range(11), 10, 0.5))
+        seen = [*counts[middle].tolist(), 3000 - int(counts[middle].sum())]
+        due = [*expected[middle].tolist(), 3000 - float(expected[middle].sum())]
+        assert stats.chisquare(seen, due).pvalue > FALSE_ALARM
+    assert slow_by_themselves(4, 1.0, rng("slow")) == [0, 1, 2, 3]
+    assert slow_by_themselves(4, 0.0, rng("slow")) == []
 
 
 def test_dropouts_come_at_their_rate_and_beat_all_else():

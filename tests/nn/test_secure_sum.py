@@ -143,6 +143,20 @@ def test_values_beyond_the_bound_are_cut_and_counted_instead_of_wrapping_around(
     assert float(beyond) < 0  # what would have come out without the bound
 
 
+@pytest.mark.parametrize(("bits", "point"), [(32, 20), (32, 24), (40, 30)])
+def test_the_bound_itself_does_not_wrap_around_in_float32(bits, point):
+    """Rounded to float32 it would be a power of two, which is one more than there is room for."""
+    limit = bound(bits, point, 2)
+    total = SecureSum([0, 1], config(bits=bits, fraction_bits=point), key)
+    values = torch.tensor([[5000.0, -5000.0], [2.0 ** (bits - 1 - point), -600.0]])
+    total.add([0, 1], {"x": values}, torch.tensor([0.5, 0.5]))
+    found = total.total()["x"]
+    assert total.cut == int((values.double().abs() > limit).sum())
+    assert found.dtype == torch.float32
+    assert found[0] == pytest.approx(limit, rel=1e-6)
+    assert found[1] == pytest.approx(-(min(600.0, limit) + limit) / 2, rel=1e-6)
+
+
 def test_no_number_is_refused_in_one_line():
     with pytest.raises(AdvmlError, match=r"not finite; lower method\.lr"):
         SecureSum([0], config(), key).add([0], {"x": torch.tensor([[float("nan")]])}, torch.ones(1))

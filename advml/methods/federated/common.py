@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advml.artifacts import Artifact
@@ -139,9 +139,9 @@ class Federated(Extras):
         return len(sizes) * epochs
 
     def downlink(self) -> int:
-        """Bytes that the server sends to each client of a cohort: all that is not the client's own."""
-        state = self.network.state_dict()
-        return sum(value.numel() * value.element_size() for name, value in state.items() if name not in self.own)
+        """Bytes that the server sends to each client of a cohort: all that is not the client's own, and not frozen."""
+        sent = [value for name, value in self.network.state_dict().items() if name not in self.own | self.frozen]
+        return sum(value.numel() * value.element_size() for value in sent)
 
     @torch.no_grad()
     def serve(self, round: int, mean: Mapping[str, Tensor], clients: list[int]) -> None:
@@ -328,8 +328,10 @@ class Federated(Extras):
         if local and self.needs_all is not None:
             raise ConfigError(f"method.batch_norm: local, but {self.needs_all}; use average, or method=fedbn")
         self.own = {name for name in state if local and name.rpartition(".")[0] in norms}
-        self.parameters: dict[str, nn.Parameter] = dict(self.network.named_parameters())
-        shared = {name: value for name, value in state.items() if name not in self.own}
+        given = dict(self.network.named_parameters())
+        self.parameters = {name: value for name, value in given.items() if value.requires_grad}
+        self.frozen = given.keys() - self.parameters.keys()
+        shared = {name: value for name, value in state.items() if name not in self.own | self.frozen}
         self.shared = {name: value for name, value in shared.items() if value.is_floating_point()}
         self.counters = {name: value for name, value in shared.items() if not value.is_floating_point()}
 

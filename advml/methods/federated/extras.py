@@ -87,7 +87,7 @@ class Extras(Rounds):
         try:
             return ExamplePrivacy(config.privacy, self.sizes, config.batch_size, planned, self.context.rng)
         except ValueError as error:
-            raise ConfigError(f"method.privacy.target_epsilon: {error}") from None
+            raise ConfigError(f"method.privacy.{error}") from None
 
     def _private_clients(self) -> ClientPrivacy:
         config = self.config
@@ -116,8 +116,7 @@ class Extras(Rounds):
         try:
             return ClientPrivacy(config.privacy, self.sizes, config.fraction, config.rounds, self.context.rng)
         except ValueError as error:
-            where = "count_noise" if "count" in str(error) else "target_epsilon"
-            raise ConfigError(f"method.privacy.{where}: {error}") from None
+            raise ConfigError(f"method.privacy.{error}") from None
 
     # --- the places in a round ---
 
@@ -132,8 +131,9 @@ class Extras(Rounds):
         config, rng = self.config, self.context.rng
         generators = [rng(purpose, round) for purpose in ("slow clients", "partial work", "dropouts")]
         done = planned_work(
-            cohort, config.epochs, config=config.stragglers, dropout=config.dropout, generators=generators
-        )
+            cohort, config.epochs, config=config.stragglers, dropout=config.dropout, generators=generators,
+            independent=self.privacy is not None,
+        )  # fmt: skip
         return [math.ceil(epochs / config.epochs * steps - 1e-9) for epochs, steps in zip(done, planned, strict=True)]
 
     def weights(self, clients: list[int]) -> Tensor:
