@@ -7,8 +7,10 @@ from typing import Any
 
 import torch
 
+from advml import registry
 from advml.config import Part
 from advml.contracts import Network, Spec, World
+from advml.errors import ConfigError
 from advml.models.build import build, placed
 from advml.runner.budget import Budget
 from advml.runner.randomness import KeyedRng, derive
@@ -42,7 +44,13 @@ class RunContext:
         return torch.autocast(self.device.type, torch.bfloat16) if self._autocast else nullcontext()
 
     def build(self, spec: Spec | None = None, purpose: str = "model") -> Network:
-        """Initialised on the CPU from (seed, purpose), then moved: the same weights on every device."""
+        """Initialised on the CPU from (seed, purpose), then moved: the same weights on every device.
+
+        Raises ConfigError where the model has no network for a `spec` that is not the view's.
+        """
+        name = self._model.name
+        if spec is not None and (reason := registry.resolve("model", name).check(spec, self._model.settings)):
+            raise ConfigError(f"model={name}: needs {reason}; this method has a network of {spec.outputs} outputs")
         spec = spec or self.data.spec
         seed = derive(self._seed, "build", purpose)
         return placed(build(self._model.name, self._model.settings, spec, seed), self.device, self.dtype)

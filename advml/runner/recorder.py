@@ -45,7 +45,11 @@ class Recorder:
         for name, value in values.items():
             if value is not None and not math.isfinite(value):
                 if split == "train" or name == "loss":
-                    cure = "try a smaller learning rate" if step else "nothing is trained yet: look at the data"
+                    cure = (
+                        "try a smaller learning rate"
+                        if step
+                        else "nothing is trained yet: look at the data, or at the rate of adaptation"
+                    )
                     raise NonFinite(f"step {step}: {name} of split {split} became {value}; {cure}")
                 values[name] = None
         where = {"step": step, "phase": phase, "split": split} | ({"state": state} if state else {})

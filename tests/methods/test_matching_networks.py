@@ -43,6 +43,14 @@ def test_it_learns_with_every_kind_of_network(play, model, full):
 
 
 class TestFullContext:
+    def test_of_inputs_with_masks_too(self, play):
+        """Of captions a mask says which words are there: no probe by zeros would do."""
+        words = ("dataset=shapes_captions", "dataset.task=retrieve", "dataset.examples=2000", "view=episodes",
+                 "view.rotations=none", "view.valid_classes=20", "view.test_classes=20", "view.queries=2",
+                 "view.valid_tasks=2", "view.test_tasks=2", "model=late_fusion", "method.iterations=1")  # fmt: skip
+        played = play("method=matching", *words, "method.full_context=true").go()
+        assert played.steps[-1]["loss"] > 0
+
     def start(self, play, *more):
         return start(play, "method.full_context=true", "method.reads=2", *more)
 

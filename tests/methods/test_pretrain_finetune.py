@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from meta_words import few_shot, refused
 
 from advml.methods.meta.metric import features_of
+from advml.models.mlp import Mlp
 
 
 def start(play, *more, model="mlp"):
@@ -111,3 +112,27 @@ def test_a_view_without_common_classes_is_refused(play, monkeypatch):
 def test_a_loss_that_does_not_fit_is_refused(play):
     line = refused(play, *few_shot("pretrain_finetune", "mlp", "method.loss=mse"))
     assert line == "method.loss: mse does not fit a target of classes; use method.loss=auto"
+
+
+def test_a_model_that_cannot_tell_all_training_classes_apart_is_refused(play):
+    """Five classes of a task are few enough for it, the twenty of training are not."""
+    words = few_shot("pretrain_finetune", "linear", "model=quantum", "model.qubits=5", "model.layers=1")
+    line = refused(play, *words, "model.front=linear", "model.readout=scaled")
+    assert line.startswith("model=quantum: needs ")
+    assert line.endswith("this method has a network of 20 outputs")
+
+
+def test_the_head_of_an_earlier_run_is_no_new_head(play, monkeypatch):
+    """A network that comes with a trained head for as many classes as a task has."""
+    trained = torch.randn(5, 16)
+
+    class Trained(Mlp):
+        def __init__(self, spec, settings):
+            super().__init__(spec, settings)
+            if spec.outputs == 5:
+                with torch.no_grad():
+                    self.head.weight.copy_(trained)
+
+    monkeypatch.setattr("advml.models.mlp.Mlp", Trained)
+    line = refused(play, *few_shot("pretrain_finetune"))
+    assert line == "model.head: every task would begin with the head that the run ended with; use new"

@@ -183,3 +183,30 @@ def test_models(play, method, model):
     after = played.weights()
     assert all(not torch.equal(after[name], before[name]) for name in after)
     assert all(value.isfinite().all() for value in after.values())
+
+
+@pytest.mark.parametrize("method", ["replay", "agem", "der", "der_pp"])
+@pytest.mark.parametrize("words", [
+    ("method.fresh_optimiser=true", "method.weight_decay=0.1"),
+    ("method.fresh_optimiser=false", "method.weight_decay=0.0"),
+])  # fmt: skip
+def test_rows_of_the_head_learn_only_from_examples_of_their_task(play, method, words, monkeypatch):
+    """A memory of one example: rows of tasks that nothing is drawn of stay, whatever the optimiser remembers."""
+    run = play(*small(method, "task", f"method={method}", *words, "method.capacity=1", "view.tasks=5"))
+    tasks, head, kept = run.method.stream.tasks, run.method.network.head, run.method.kept
+    recall, drawn, stayed = kept.recall, set(), 0
+
+    def noted(slots, *more):
+        drawn.update(kept.task[slots].tolist())
+        return recall(slots, *more)
+
+    monkeypatch.setattr(kept, "recall", noted)
+    for phase in range(5):
+        before = {name: value.detach().clone() for name, value in head.named_parameters()}
+        drawn.clear()
+        run.to_end_of(phase)
+        for number, task in enumerate(tasks):
+            moved = any(bool((value - before[name])[task.outputs].any()) for name, value in head.named_parameters())
+            assert moved == (number in drawn | {phase}), (phase, number)
+            stayed += not moved
+    assert stayed > 10  # all that come later, and some of those before

@@ -246,6 +246,14 @@ class TestRefusals:
     def test_one_larger_image_alone_has_statistics(self, play):
         start(play, "method.inner_batch_size=4", "method.eval_batch_size=1", model="conv4").go()
 
+    @pytest.mark.parametrize("method", ["reptile", "maml"])
+    def test_a_single_query_example_before_a_batch_norm(self, play, method):
+        """Normalised by itself it would be the same number whatever it was."""
+        words = ("dataset=sinusoid", "view=episodes_regression", "view.queries=1", "model=mlp", "model.norm=batch")
+        line = refused(play, *words, f"method={method}")
+        assert line.startswith("view.queries: a batch norm has no statistics of one example; use more, method.transduc")
+        play(*words, f"method={method}", "method.transductive=false")
+
     def test_a_single_example_before_a_batch_norm(self, play):
         words = ("dataset=sinusoid", "view=episodes_regression", "view.shots=1", "model=mlp", "model.norm=batch")
         line = refused(play, "method=reptile", *words)

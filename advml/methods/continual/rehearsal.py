@@ -26,6 +26,7 @@ from advml.errors import ConfigError
 from advml.methods.continual.common import Continual, ContinualSettings
 from advml.nn.losses import Loss
 from advml.nn.memory import Memory, Policy, Recalled
+from advml.nn.training import rows_kept
 
 
 @settings
@@ -97,10 +98,11 @@ class Rehearsal(Continual):
         splits = [one.train for one in self.stream.tasks[:begun]]
         masks = torch.stack([self.stream.mask(number, begun) for number in range(begun)])
         classes = task.train.target.cpu() if config.policy == "balanced" else None  # once for a block
-        iteration, current = 0, torch.empty(0)
+        iteration, current, put_back = 0, torch.empty(0), rows_kept(self.network.head, mask)
+        apart = bool((masks.any(0) & ~mask).any())  # tasks have rows of the head for themselves
 
         def batches(index: Tensor) -> Batch:
-            nonlocal iteration, current
+            nonlocal iteration, current, put_back
             iteration, current = next(numbers), index
             drawn = {}
             for name in names:
@@ -110,10 +112,14 @@ class Rehearsal(Continual):
                     drawn[name] = self.kept.recall(slots, splits, masks)
                     self.context.count(samples=len(slots), gradients=len(slots))
             self.drawn = drawn
+            if apart:  # of earlier tasks' rows only those learn whose examples are seen in this update
+                shown = [one.batch.mask.any(0) for one in drawn.values() if one.batch.mask is not None]
+                put_back = rows_kept(self.network.head, torch.stack([mask, *shown]).any(0))
             inputs, target, _ = task.train.batch(index.to(task.train.device, non_blocking=True))
             return Batch(inputs, target, mask)
 
         def after() -> None:
+            put_back()
             if iteration < offered:
                 generator = self.context.rng("memory offer", at.phase, iteration)
                 chosen = None if classes is None else classes[current]

@@ -66,6 +66,21 @@ def check_batches(network: Network, key: str, size: int | None, support: Mapping
         )
 
 
+def check_queries(network: Network, view: Episodes, splits: Iterable[str]) -> None:
+    """Refuse tasks with one query example where a batch norm would take its statistics from it: all inputs would look
+    alike to the network.
+    """
+    shapes = [view.config.shape(split) for split in splits]
+    if all((shape.ways or 1) * shape.queries > 1 for shape in shapes):
+        return
+    one = {name: values[0, :1] for name, values in view.fixed("valid", 0, 1).query.inputs.items()}
+    if _normalises_one_value(network, one):
+        raise ConfigError(
+            "view.queries: a batch norm has no statistics of one example; use more, method.transductive=false, or "
+            "model.norm=layer"
+        )
+
+
 def _normalises_one_value(network: Network, one: Mapping[str, Tensor]) -> bool:
     """Does a batch norm meet a single value of each channel, where there is one example? A trial tells."""
     met: list[int] = []

@@ -19,6 +19,7 @@ from advml.contracts import Batch, Classes, Context, Network
 from advml.data.episodes import Tasks
 from advml.errors import ConfigError
 from advml.methods.meta.common import MetaLearner, MetaSettings, examples_of, parts, task_losses
+from advml.methods.meta.finetuning import check_queries
 from advml.nn.abilities import Unsuited, twice_differentiable
 from advml.nn.optimisers import make_optimiser
 from advml.nn.replicas import Engine, Parameters, Replicas, expand, make_replicas
@@ -80,6 +81,8 @@ class Maml(MetaLearner):
             for name, parameter in self.theta.items()
             if parameter.requires_grad and name not in of_norms and (config.adapt == "all" or name.startswith("head."))
         ]
+        if not self.adapts:
+            raise ConfigError("method.adapt=head: this network's head has nothing that could be adapted; use all")
         if config.inner_rates != "fixed":
             by_step = torch.empty(config.steps) if config.inner_rates == "per_step" else None
             for name in self.adapts:
@@ -273,6 +276,8 @@ class Maml(MetaLearner):
             mistakes.append("view.shots: a batch norm has no statistics of one example; use more, or model.norm=layer")
         if mistakes:
             raise ConfigError(mistakes)
+        if config.transductive:
+            check_queries(self.network, view, ["train", "test"])
 
 
 def step_weights(steps: int, progress: float) -> list[float]:

@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from advml.config import PositiveFloat, PositiveInt, settings
 from advml.contracts import Context
 from advml.methods.meta.common import MetaSettings
-from advml.methods.meta.metric import MetricLearner
-from advml.nn.evaluation import evaluating
+from advml.methods.meta.metric import MetricLearner, features_of
 from advml.nn.optimisers import make_optimiser
 from advml.nn.support_attention import FullContext, attended_classes, make_full_context
 
@@ -40,12 +38,7 @@ class MatchingNetworks(MetricLearner):
         """The LSTMs are as wide as the network's features."""
         super().setup(context)
         if self.config.full_context:
-            like = {
-                name: torch.zeros(1, *shape, device=context.device, dtype=context.dtype)
-                for name, shape in self.view.spec.inputs.items()
-            }
-            with evaluating(self.network):
-                width = self.network.features(like).shape[1]
+            width = features_of(self.network, self.view.fixed("valid", 0, 1), False).shape[2]
             made = make_full_context(width, self.config.reads, context.rng("full context"))
             self.full_context = made.to(context.device, context.dtype)
             self.optimiser = make_optimiser(self.learned(), self.config)

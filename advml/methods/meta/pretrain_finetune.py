@@ -8,14 +8,21 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Literal
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from advml.config import PositiveInt, settings
 from advml.contracts import At, Batch, Classes, Context, Needs, Network, Spec, Step, Target
 from advml.data.episodes import Tasks
 from advml.errors import ConfigError
 from advml.methods.meta.common import MetaLearner
-from advml.methods.meta.finetuning import FinetuningSettings, check_batches, fine_tuned, moments, tested_copies_of
+from advml.methods.meta.finetuning import (
+    FinetuningSettings,
+    check_batches,
+    fine_tuned,
+    moments,
+    tested_copies_of,
+)
 from advml.methods.meta.metric import features_of
 from advml.nn.losses import make_loss
 from advml.nn.optimisers import make_optimiser
@@ -63,6 +70,8 @@ class PretrainFinetune(MetaLearner):
         self.network = context.build(self.view.base_spec)
         self.optimiser = make_optimiser(self.network.parameters(), self.config)
         self.beginner = context.build(self.view.spec, "new head")
+        if not _drawn_anew(self.beginner.head, context.build(self.view.spec, "another head").head):
+            raise ConfigError("model.head: every task would begin with the head that the run ended with; use new")
         adapted, tasks = self.beginner, self.view.fixed("valid", 0, 1)
         support = tasks.support.inputs
         if self.config.adapt == "head":
@@ -110,3 +119,9 @@ class PretrainFinetune(MetaLearner):
     def steps_asked(self, rows: int) -> Sequence[int]:
         """Not after every step."""
         return moments(self.config.eval_steps)
+
+
+def _drawn_anew(one: nn.Module, other: nn.Module) -> bool:
+    """Are these two heads different draws, wherever they are not constants?"""
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
+    return not any(torch.equal(a, b) and a.unique().numel() > 1 for a, b in pairs)

@@ -17,6 +17,7 @@ from advml.methods.meta.common import MetaLearner, MetaSettings, examples_of, pa
 from advml.methods.meta.finetuning import (
     FinetuningSettings,
     check_batches,
+    check_queries,
     copies_of,
     fine_tuned,
     inner_optimiser,
@@ -58,6 +59,8 @@ class Reptile(MetaLearner):
         support, tested = self.view.fixed("valid", 0, 1).support.inputs, (self.view.ways or 1) * self.view.shots
         check_batches(self.network, "inner_batch_size", self.config.inner_batch_size, support, most)
         check_batches(self.network, "eval_batch_size", self.config.eval_batch_size, support, tested)
+        if self.config.transductive:
+            check_queries(self.network, self.view, ["test"])
         self.replicas = copies_of(self.network, self.config, min(most, self.config.inner_batch_size or most))
         self.tested = tested_copies_of(self.network, self.config, self.view)
         self.copy = start_from(dict(self.network.named_parameters()), 1)

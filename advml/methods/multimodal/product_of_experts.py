@@ -94,7 +94,7 @@ class ProductOfExperts(Method):
         if block is None:
             try:
                 return self.context.build(spec)
-            except ValueError as error:
+            except (ValueError, ConfigError) as error:
                 raise ConfigError(f"model: cannot serve {name} alone ({error}); use model=late_fusion") from None
         if not isinstance(block.get("name"), str):
             raise ConfigError(f"method.models.{name}: needs a name and the settings of a model; see configs/model")
