@@ -73,6 +73,21 @@ def test_the_plateau(run_cli):
     assert result["slope_global/depth2"] < -0.8
 
 
+def test_before_the_last_depth_is_measured_there_is_no_slope(run_cli):
+    """That of an earlier depth would rank what was cut short by another number."""
+    words = ("method.qubits=[2,4]", "method.samples=20", "method.depths=[1]", "method.depths_per_qubit=[2]")
+    quiet = ("device=cpu", "threads=1", "progress=off", "figures=false")
+    found = []
+    for more in (("limits.steps=2",), ()):
+        said = run_cli("run", "method=barren_plateau", *words, *quiet, *more)
+        assert said.code == 0, said.err
+        found.append(RunFolder(said.last).result()["metrics"]["valid"])
+    cut, whole = found
+    assert cut["slope"] is None
+    assert cut["slope_local/depth1"] == whole["slope_local/depth1"]
+    assert whole["slope"] == whole["slope_local/depth2n"]
+
+
 @pytest.mark.parametrize(
     ("word", "reason"),
     [("method.qubits=[1]", "method.qubits: 1; give 2 to 14"), ("method.samples=1", "a variance needs at least 2"),

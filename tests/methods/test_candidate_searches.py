@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 import advml
+from advml.compose import compose
 from advml.errors import ConfigError
 from advml.methods.nas.shared import batch_statistics
 from advml.nn.cells.spaces import DartsCells, EnasMicro
@@ -133,7 +134,7 @@ class TestTraining:
         ],
     )
     def test_what_candidates_cannot_be_trained_on_is_refused_before(self, play, words, line):
-        training = ("method.estimate.kind=training", "method.evaluations=2", "model.reductions=0")
+        training = ("method.estimate.kind=training", "method.evaluations=2")
         search(play, "evolution", *training[1:], *words)  # by shared weights it can
         with pytest.raises(ConfigError, match=line):
             search(play, "evolution", *training, *words)
@@ -234,3 +235,42 @@ class TestEnas:
     def test_it_draws_blocks_only(self, play):
         with pytest.raises(ConfigError, match="use model=enas_micro"):
             play("method=enas", "model=darts_cells", *SMALL)
+
+
+class TestRefusedBeforeAnyWork:
+    @pytest.mark.parametrize("name", ["random_nas", "evolution", "darts"])
+    def test_nothing_to_choose_from(self, play, name):
+        with pytest.raises(ConfigError, match=r"^model\.operations: nothing but none"):
+            search(play, name, "model.operations=[none]")
+
+    @pytest.mark.parametrize("name", ["random_nas", "darts", "enas"])
+    @pytest.mark.parametrize(
+        ("words", "line"),
+        [
+            (["model.cells=1"], r"^model\.cells=1: with model\.reductions=1 no normal cell is searched"),
+            (["model.reductions=0"], r"^model\.reductions=0: no reduce cell is searched"),
+        ],
+    )
+    def test_a_kind_of_cell_that_nothing_learns(self, play, name, words, line):
+        begin = enas if name == "enas" else lambda play, *words: search(play, name, *words)
+        with pytest.raises(ConfigError, match=line):
+            begin(play, *words)
+        begin(play, *words, "method.retrain.epochs=0")
+        search(play, "random_nas", *words, "method.evaluations=1")  # drawn, not learned
+
+    def test_the_size_in_which_candidates_are_counted(self, play):
+        with pytest.raises(ConfigError, match=r"^method\.retrain: needs one image of at least 9×9"):
+            search(play, "evolution", "method.retrain.epochs=0", "method.retrain.reductions=4")
+
+    def test_more_reductions_than_a_genotype_can_have(self, play):
+        with pytest.raises(ConfigError, match=r"method\.retrain\.reductions: must be less than or equal to 4, not 5"):
+            search(play, "evolution", "method.retrain.reductions=5")
+
+
+@pytest.mark.parametrize("name", ["evolution", "reinforce", "local_search", "bayes_opt"])
+def test_the_baseline_has_as_many_evaluations_as_the_search(name):
+    """On the command line an equal number carries over; of the defaults they are the same."""
+    (tree, _), (drawn, _) = compose([f"method={name}"]), compose(["method=random_nas"])
+    assert tree["baselines"]["random"] == ["method=random_nas"]
+    for key in ("evaluations", "count", "estimate"):
+        assert tree["method"][key] == drawn["method"][key]

@@ -15,6 +15,7 @@ from advml.methods.nas.darts import gumbel_choice
 from advml.methods.nas.monitor import Monitor, StopSettings, jumped
 from advml.methods.nas.retrain import Pace, derived_network
 from advml.methods.nas.schedules import cosine, restarts
+from advml.nn.augment import crop_and_flip
 from advml.nn.cells.genotype import Cell, Genotype
 
 WORDS = (
@@ -317,3 +318,28 @@ def test_the_shipped_file_binds():
     from advml.compose import compose
 
     assert bind(compose(["method=darts"])[0]).model.name == "darts_cells"
+
+
+class TestAugment:
+    def test_both_halves_are_shifted_and_mirrored_by_the_update(self, play, monkeypatch):
+        """As the authors' code does on CIFAR-10, whose two queues read one augmented data set."""
+        played = play(*WORDS, "method.augment=crop_flip")
+        method, seen = played.method, []
+        monkeypatch.setattr(method, "_move_architecture", lambda batch, judge, mix: seen.append((batch, judge)))
+        played.go(1)
+        of_weights = torch.randperm(len(method.train_half), generator=played.context.rng("train order", 0)).split(24)
+        of_alpha = torch.randperm(len(method.valid_half), generator=played.context.rng("valid order", 0)).split(24)
+        for update, (batch, judge) in enumerate(seen):
+            for half, index, purpose, got in (
+                (method.train_half, of_weights[update], "augment weights", batch),
+                (method.valid_half, of_alpha[update], "augment architecture", judge),
+            ):
+                raw = half.inputs["image"][index]
+                moved = crop_and_flip(raw, 4, played.context.rng(purpose, update))
+                assert torch.equal(got.inputs["image"], half.prepared({"image": moved})["image"])
+                assert torch.equal(got.target, half.target[index])
+        assert len(seen) == 3
+
+    def test_without_it_nothing_is_drawn(self, play, same):
+        assert same(play(*WORDS).go(1).weights(), play(*WORDS, "method.augment=none").go(1).weights())
+        assert not same(play(*WORDS).go(1).weights(), play(*WORDS, "method.augment=crop_flip").go(1).weights())

@@ -9,6 +9,9 @@ from advml.models.genotype import GenotypeSettings, build_genotype
 from advml.nn.cells.genotype import DARTS_OPERATIONS, Cell, Edge, Genotype
 from advml.nn.cells.spaces import DartsCells, EnasMicro
 from advml.nn.cells.supernet import SupernetSettings, derived, edges_of, shuffled
+from advml.nn.embedding import averaged, own_statistics
+from advml.nn.evaluation import evaluating
+from advml.nn.replicas import Replicas, Vmapped
 
 KINDS = ("normal", "reduce", "reduce")  # of three cells with two reductions
 
@@ -220,3 +223,32 @@ def test_misfits_are_one_line_each():
         SupernetSettings(**{**good, "partial": 3})
     with pytest.raises(ConfigError, match="is not in this supernet"):
         supernet(operations=("skip_connect",)).selection(supernet().derive())
+
+
+@pytest.mark.parametrize("space", ["darts_cells", "enas_micro"])
+def test_who_makes_norms_stand_still_makes_them_so_in_the_fused_engine(space):
+    """Evaluation by the statistics of a batch itself, and averages over batches: as the plain engine has them."""
+    nets = [supernet(space, engine=engine) for engine in ("plain", "fused")]
+    inputs, _ = batch()
+    found = []
+    for net in nets:
+        before = {name: value.clone() for name, value in net.named_buffers()}
+        with torch.no_grad(), evaluating(net), own_statistics(net):
+            found.append(net(inputs))
+        assert all(torch.equal(value, before[name]) for name, value in net.named_buffers())
+        found.append(averaged(net, [inputs, {"image": 2 * inputs["image"]}])(inputs).detach())
+    close(found[0], found[2])
+    close(found[1], found[3])
+
+
+@pytest.mark.parametrize("engine", ["plain", "fused"])
+@pytest.mark.parametrize("copies", [Replicas, Vmapped])
+def test_copies_of_it_may_be_trained_side_by_side(engine, copies):
+    """For meta-learning: a supernet is a network like others, all operations mixed."""
+    net = supernet(engine=engine)
+    inputs, _ = batch()
+    stacked = {name: torch.stack([value.detach()] * 2) for name, value in net.named_parameters()}
+    twice = {"image": torch.stack([inputs["image"], 2 * inputs["image"]])}
+    found = copies(net).outputs(stacked, twice)
+    for row, scale in enumerate((1, 2)):
+        close(found[row].detach(), supernet().train()({"image": scale * inputs["image"]}).detach())

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from advml.artifacts import Artifact, Curve, Table
 from advml.contracts import At, Metrics, Phase, Real, Record, SplitName, Step
-from advml.methods.nas.common import ArchitectureSearch, check_batches, check_retraining, halves, shrunk_spec
+from advml.errors import ConfigError
+from advml.methods.nas.common import (
+    ArchitectureSearch,
+    check_batches,
+    check_kinds,
+    check_retraining,
+    halves,
+    shrunk_spec,
+)
 from advml.methods.nas.darts import supernet
 from advml.methods.nas.retrain import Retraining, derived_network
 from advml.methods.nas.settings import SearcherSettings
@@ -20,6 +28,7 @@ from advml.methods.nas.shared import SharedWeights
 from advml.nn.cells.counting import cost
 from advml.nn.cells.genotype import Genotype
 from advml.nn.cells.spaces import Code, DartsCells, EnasMicro, Space
+from advml.nn.cells.stack import misfit
 from advml.nn.cells.supernet import Supernet
 from advml.nn.evaluation import measure
 from advml.nn.search.choices import Choices
@@ -50,6 +59,8 @@ class CandidateSearch(ArchitectureSearch):
         self.searcher: Searcher = self.make_searcher(self.choices, 1)
         self.train_half, self.valid_half = halves(context, config)
         check_batches("method.batch_size", config.batch_size, len(self.train_half))
+        if reason := misfit(self.data.spec, config.retrain.reductions, "method.retrain.reductions"):
+            raise ConfigError(f"method.retrain: needs {reason}")  # candidates are counted in that size
         if config.estimate.kind == "training" and config.evaluations > 1:
             check_retraining(config.retrain, self.seen, len(self.train_half))
         self.several_networks = config.evaluations > 1
@@ -57,6 +68,7 @@ class CandidateSearch(ArchitectureSearch):
         self.met: dict[Code, tuple[float, int, int]] = {}  # the same of each canonical code
         self.shared: SharedWeights | None = None
         if self.sharing:
+            check_kinds(network, config.retrain)
             self.shared = SharedWeights(network, context, config.estimate, self.train_half, config.batch_size)
 
     @property

@@ -35,7 +35,8 @@ from advml.errors import ConfigError
 from advml.methods.nas.retrain import Retraining, RetrainSettings, derived_network, pace_of, some_examples
 from advml.nn.cells.counting import cost
 from advml.nn.cells.genotype import Genotype
-from advml.nn.cells.stack import misfit
+from advml.nn.cells.stack import kinds_of, misfit
+from advml.nn.cells.supernet import Supernet
 
 
 @settings
@@ -248,6 +249,23 @@ def check_retraining(config: RetrainSettings, spec: Spec, examples: int) -> None
     if reason := misfit(spec, config.reductions, "method.retrain.reductions"):
         raise ConfigError(f"method.retrain: needs {reason}")
     check_batches("method.retrain.batch_size", config.batch_size, min(examples, config.examples or examples))
+
+
+def check_kinds(network: Supernet, config: RetrainSettings) -> None:
+    """Raises ConfigError where a kind of cell is to be retrained that the search does not have: nothing learns it."""
+    model = network.config
+    lacking = kinds_of(config.cells, config.reductions) - kinds_of(model.cells, model.reductions)
+    if not config.epochs or not lacking:
+        return
+    if "normal" in lacking:
+        raise ConfigError(
+            f"model.cells={model.cells}: with model.reductions={model.reductions} no normal cell is searched, and "
+            f"method.retrain has some; use model.cells={model.reductions + 1} or more"
+        )
+    raise ConfigError(
+        "model.reductions=0: no reduce cell is searched, and method.retrain has some; use one or more, or "
+        "method.retrain.reductions=0"
+    )
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------

@@ -11,11 +11,19 @@ from torch import Tensor
 
 from advml.artifacts import Artifact
 from advml.config import CountFloat, CountInt, Fraction, PositiveFloat, PositiveInt, settings
-from advml.contracts import At, Batch, Context, Metrics, Network, Phase, Record, SplitName, Step
+from advml.contracts import At, Batch, Context, Metrics, Network, Phase, Record, Split, SplitName, Step
 from advml.errors import ConfigError
-from advml.methods.nas.common import ArchitectureSearch, SearchSettings, check_batches, halves, shrunk, shrunk_spec
+from advml.methods.nas.common import (
+    ArchitectureSearch,
+    SearchSettings,
+    check_batches,
+    check_kinds,
+    halves,
+    shrunk,
+    shrunk_spec,
+)
 from advml.methods.nas.monitor import Monitor, StopSettings
-from advml.methods.nas.retrain import Pace
+from advml.methods.nas.retrain import Augment, Pace, augmented
 from advml.methods.nas.schedules import cosine
 from advml.nn.cells.genotype import Genotype
 from advml.nn.cells.supernet import Supernet
@@ -34,6 +42,7 @@ class DartsSettings(SearchSettings):
     epochs: PositiveInt
     warmup: CountInt
     block: PositiveInt | None
+    augment: Augment
     lr: PositiveFloat
     lr_min: CountFloat
     momentum: Fraction
@@ -89,6 +98,7 @@ class Darts(ArchitectureSearch):
                 " take; use precision=float32, or method.order=1 and method.eigenvalue=0"
             )
         self.network = supernet(context.build(shrunk_spec(self.data.spec, config)), "darts")
+        check_kinds(self.network, config.retrain)
         if config.skip_decay and not self.network.config.auxiliary_skip:
             raise ConfigError("method.skip_decay: needs a skip whose weight can fall; use model.auxiliary_skip=true")
         self.weights, self.architecture = self.network.weights(), self.network.architecture()
@@ -123,8 +133,8 @@ class Darts(ArchitectureSearch):
         losses: list[Tensor] = []
         sizes: list[int] = []
         for update, (of_weights, of_alpha) in enumerate(zip(train, valid, strict=True), start):
-            batch = self.train_half.batch(of_weights.to(self.context.device, non_blocking=True))
-            judge = self.valid_half.batch(of_alpha.to(self.context.device, non_blocking=True))
+            batch = self._seen(self.train_half, of_weights, "augment weights", update)
+            judge = self._seen(self.valid_half, of_alpha, "augment architecture", update)
             mix = self._mixer(update)
             if epoch >= config.warmup and config.alpha_lr:
                 self._move_architecture(batch, judge, mix)
@@ -137,6 +147,9 @@ class Darts(ArchitectureSearch):
         eigenvalue = self._eigenvalue(epoch) if config.eigenvalue else None
         told, ended = self.monitor.epoch(self.network, eigenvalue)
         return Step({**metrics, **told}, end_phase=ended)
+
+    def _seen(self, half: Split, index: Tensor, purpose: str, update: int) -> Batch:
+        return augmented(half, index, self.context.rng(purpose, update), self.config.augment)
 
     def _rng(self, purpose: str) -> Callable[[int], torch.Generator]:
         return lambda epoch: self.context.rng(purpose, epoch)
@@ -273,6 +286,8 @@ def supernet(network: Network, method: str) -> Supernet:
     """The network, if it is one that can be searched. Raises ConfigError."""
     if not isinstance(network, Supernet):
         raise ConfigError(f"model: method={method} searches a supernet; use model=darts_cells or model=enas_micro")
+    if set(network.operations) == {"none"}:
+        raise ConfigError("model.operations: nothing but none, which no architecture that is found may hold; name more")
     return network
 
 

@@ -12,7 +12,15 @@ from advml.artifacts import Artifact, Table
 from advml.config import CountFloat, Fraction, PositiveFloat, PositiveInt, settings
 from advml.contracts import At, Metrics, Phase, Record, SplitName, Step
 from advml.errors import ConfigError
-from advml.methods.nas.common import ArchitectureSearch, SearchSettings, check_batches, halves, shrunk, shrunk_spec
+from advml.methods.nas.common import (
+    ArchitectureSearch,
+    SearchSettings,
+    check_batches,
+    check_kinds,
+    halves,
+    shrunk,
+    shrunk_spec,
+)
 from advml.methods.nas.darts import supernet
 from advml.methods.nas.retrain import some_examples
 from advml.methods.nas.schedules import restarts
@@ -63,6 +71,7 @@ class Enas(ArchitectureSearch):
         """The supernet and the controller."""
         config, context = self.config, self.context
         self.network = supernet(context.build(shrunk_spec(self.data.spec, config)), "enas")
+        check_kinds(self.network, config.retrain)
         if self.network.space != "enas_micro":
             raise ConfigError("model: the controller of method=enas draws blocks; use model=enas_micro")
         self.space = EnasMicro(self.network.config.nodes, self.network.operations)

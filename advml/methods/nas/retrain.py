@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from advml.config import CountFloat, CountInt, Fraction, PositiveFloat, PositiveInt, settings
@@ -20,6 +21,8 @@ from advml.nn.losses import make_loss
 from advml.nn.optimisers import make_optimiser
 from advml.nn.training import TrainingSettings, minibatches, train
 
+Augment = Literal["none", "crop_flip"]
+
 
 @settings
 class RetrainSettings:
@@ -29,7 +32,7 @@ class RetrainSettings:
     examples: PositiveInt | None
     channels: PositiveInt
     cells: PositiveInt
-    reductions: CountInt
+    reductions: Annotated[int, Interval(ge=0, le=4)]  # as of a genotype
     batch_size: PositiveInt
     lr: PositiveFloat
     momentum: Fraction
@@ -38,7 +41,7 @@ class RetrainSettings:
     auxiliary: CountFloat
     drop_path: Fraction
     cutout: CountInt
-    augment: Literal["none", "crop_flip"]
+    augment: Augment
     block: PositiveInt | None
 
 
@@ -133,7 +136,8 @@ class Retraining:
             len(split), self.config.batch_size, start, stop, lambda epoch: rng(f"{self.purpose} order", epoch)
         )
         for update, index in enumerate(indices, start):
-            yield augmented(split, index, self.config, rng(f"{self.purpose} augment", update))
+            draw = rng(f"{self.purpose} augment", update)
+            yield augmented(split, index, draw, self.config.augment, self.config.cutout)
 
     def evaluate(self, split: SplitName) -> Metrics:
         """As of any trained network."""
@@ -178,19 +182,19 @@ def training_settings(config: RetrainSettings) -> TrainingSettings:
     )  # fmt: skip
 
 
-def augmented(split: Split, index: Tensor, config: RetrainSettings, rng: torch.Generator) -> Batch:
-    """The examples at `index`: raw images shifted and mirrored, prepared, then with a square cut out."""
+def augmented(split: Split, index: Tensor, rng: torch.Generator, augment: Augment, hole: int = 0) -> Batch:
+    """The examples at `index`: raw images shifted and mirrored, prepared, then with a square of side `hole` cut out."""
     batch = split.batch(index.to(split.device, non_blocking=True))
     (name,) = batch.inputs
     images = batch.inputs[name]
-    if config.augment == "crop_flip":
+    if augment == "crop_flip":
         raw = split.inputs[name].index_select(0, index.to(split.device))
         if raw.dim() == images.dim():  # so that what is shifted in is black, whatever the normalisation
             images = split.prepared({name: crop_and_flip(raw, 4, rng)})[name]
         else:
             images = crop_and_flip(images, 4, rng)
-    if config.cutout:
-        images = cutout(images, config.cutout, rng)
+    if hole:
+        images = cutout(images, hole, rng)
     return Batch({name: images}, batch.target)
 
 

@@ -81,7 +81,10 @@ class BarrenPlateau(Method):
         return Step(metrics)
 
     def evaluate(self, split: SplitName) -> Metrics:
-        """The slope of log₂ Var over qubits for each depth and cost with at least two sizes, and its standard error."""
+        """The slope of log₂ Var over qubits for each depth and cost with at least two sizes, and its standard error.
+
+        `slope` is that of the last depth and the last cost, once all of it is measured.
+        """
         if split != "valid":
             return {}
         found: dict[str, float | None] = {"slope": None}
@@ -94,7 +97,8 @@ class BarrenPlateau(Method):
                     continue
                 slope, error = line(qubits[known], variances[known].log2())
                 found |= {f"slope_{cost}/{name}": slope, f"slope_error_{cost}/{name}": error}
-                found["slope"] = slope if known.all() else None
+        if bool((self.variances[-1, :, -1] > 0).all()):
+            found["slope"] = found.get(f"slope_{self.config.costs[-1]}/{list(self.depths)[-1]}")
         return found
 
     def state_dict(self) -> dict[str, Any]:

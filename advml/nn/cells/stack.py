@@ -41,6 +41,12 @@ def reduction_places(cells: int, reductions: int) -> tuple[int, ...]:
     return tuple((1 + number) * cells // (1 + reductions) for number in range(reductions))
 
 
+def kinds_of(cells: int, reductions: int) -> set[Kind]:
+    """The kinds of cells that such a stack has."""
+    reduced = reduction_places(cells, reductions)
+    return {"reduce" if number in reduced else "normal" for number in range(cells)}
+
+
 def reduced(side: int, times: int) -> int:
     """A side in pixels after so many reductions: halved each time, rounded up."""
     return -(-side // (1 << times))

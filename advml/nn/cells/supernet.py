@@ -124,7 +124,7 @@ class SuperCell(nn.Module):
     def forward(self, older: Tensor, newer: Tensor, mix: Mix, active: Active, skip: Tensor) -> Tensor:
         """The outputs of the two cells before → all nodes, concatenated [B, nodes · C, H', W']."""
         weights, chosen = mix[self.kind], active[self.kind]
-        if self.fused and all(len(numbers) == weights.shape[1] for numbers in chosen):
+        if self.fused and all(len(numbers) == weights.shape[1] for numbers in chosen) and self.ordinary_norms():
             return fused_cell(self, older, newer, mix, skip)
         states = self.preprocess(older, newer)
         of_edges = mix.get(f"{self.kind} edges")
@@ -140,6 +140,14 @@ class SuperCell(nn.Module):
                     total = term if total is None else total + term
             states.append(self.nothing(states) if total is None else total)
         return self.collect(states, chosen)
+
+    def ordinary_norms(self) -> bool:
+        """Do batch norms move their running averages as they do when made? Only so the fused cell computes them.
+
+        Who makes them stand still, or puts others in their place, does so with all of the network: an edge tells.
+        """
+        norms = [module for module in self.edges[0].modules() if isinstance(module, nn.BatchNorm2d)]
+        return bool(norms) and all(norm.track_running_stats and norm.momentum == 0.1 for norm in norms)
 
     def nothing(self, states: Sequence[Tensor]) -> Tensor:
         """A node that gets only zeros, in the size of the cell's nodes."""
@@ -220,10 +228,12 @@ class Supernet(Network):
 
     def features(self, inputs: Mapping[str, Tensor], mix: Mix | None = None, active: Active | None = None) -> Tensor:
         """[B, F]; see `forward`."""
+        if active is None:
+            every = tuple(range(len(self.operations)))
+            active = dict.fromkeys(KINDS, tuple(every for _ in self.wiring)) if mix is None else self.actives(mix)
         mix = self.mixing() if mix is None else mix
-        active = self.actives(mix) if active is None else active
         (image,) = inputs.values()
-        if self.config.engine == "fused":
+        if self.config.engine == "fused" and not torch._C._are_functorch_transforms_active():
             image = image.contiguous(memory_format=torch.channels_last)
         older = newer = self.stem(image)
         for cell in self.cells:
