@@ -82,11 +82,21 @@ class Run:
         if missing := [name for name in trained.names if name not in raw]:
             wanted, lacking = ", ".join(trained.names), ", ".join(missing)
             raise ConfigError(f"{self.folder}: the network needs {wanted}, not given: {lacking}")
-        given = (raw[name] for name in trained.names)
-        tensors = [one if isinstance(one, Tensor) else torch.from_numpy(np.asarray(one)) for one in given]
+        tensors = [self._array(name, raw[name], trained.shapes[name]) for name in trained.names]
         with torch.no_grad():  # some at a time: a convolution's intermediate images take far more than its inputs
             parts = [trained(*part) for part in zip(*(tensor.split(BATCH) for tensor in tensors), strict=True)]
         return masked(torch.cat(parts), own.get("outputs"))
+
+    def _array(self, name: str, given: Any, shape: tuple[int, ...]) -> Tensor:
+        """An input as a tensor [N, *shape]. Raises ConfigError for another shape, or for what are no numbers."""
+        try:
+            found = given if isinstance(given, Tensor) else torch.from_numpy(np.ascontiguousarray(given))
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"{self.folder}: {name}: is no array of numbers ({error})") from None
+        if tuple(found.shape[1:]) != shape or not found.dim():
+            wanted = ", ".join(map(str, ("N", *shape)))
+            raise ConfigError(f"{self.folder}: {name}: expected [{wanted}], not {list(found.shape)}")
+        return found
 
     def _task(self, bundle: Mapping[str, Any], task: str | None) -> Mapping[str, Any]:
         """`prepare` and `outputs` of a task; the whole bundle where tasks need not be told apart."""

@@ -11,6 +11,7 @@ import os
 import re
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
@@ -121,6 +122,8 @@ def as_tree(config: DictConfig) -> dict[str, Any]:
         ours = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
         tree = OmegaConf.to_container(ours, resolve=True, throw_on_missing=False)
     assert isinstance(tree, dict)
+    if isinstance(tree.get("outputs"), str):
+        tree["outputs"] = os.path.expanduser(tree["outputs"])
     return _with_baselines({str(key): _found_from_anywhere(value) for key, value in tree.items()})
 
 
@@ -245,8 +248,11 @@ def _unknown_choices(parsed: Override, group: str, known: Mapping[str, Path]) ->
 
 
 def config_dirs(options: Sequence[str]) -> list[Path]:
-    """The folders of --config-dir."""
-    return [Path(value).absolute() for flag, value in pairwise(options) if flag in ("--config-dir", "-cd")]
+    """The folders of --config-dir. Raises ConfigError where there is none."""
+    found = [Path(value).absolute() for flag, value in pairwise(options) if flag in ("--config-dir", "-cd")]
+    if missing := [folder for folder in found if not folder.is_dir()]:
+        raise ConfigError(f"--config-dir: {folder}: no such folder" for folder in missing)
+    return found
 
 
 def _search_path(more_roots: Sequence[Path]) -> list[str]:
@@ -302,7 +308,13 @@ def one_line_errors() -> Iterator[None]:
         said = str(error).partition("Config search path:")[0]
         if said.startswith("Error merging override") and error.__cause__ is not None:
             said = f"{said.partition('override ')[2].lstrip('+')}: {(str(error.__cause__).splitlines() or [''])[0]}"
-        raise ConfigError(" ".join(said.split()) or type(error).__name__) from None
+        raise ConfigError(" ".join((said or str(error.__cause__ or type(error).__name__)).split())) from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"a configuration file is not UTF-8 ({error}); save it as such") from None
+    except ValueError as error:
+        if not {"hydra", "omegaconf"} & set(Path(traceback.extract_tb(error.__traceback__)[-1].filename).parts):
+            raise  # of a run
+        raise ConfigError(" ".join(str(error).split())) from None
 
 
 @contextmanager

@@ -128,7 +128,9 @@ def bind(tree: Mapping[str, Any]) -> Bound:
     mistakes: list[str] = []
     run_keys = {field.name for field in fields(RunSettings)}
     for key in tree:
-        if key not in run_keys and key not in GROUPS:
+        if key == "experiment":
+            mistakes.append('experiment: its file must begin with the line "# @package _global_"')
+        elif key not in run_keys and key not in GROUPS:
             mistakes.append(f"{key}: unknown key{_meant(key, run_keys | set(GROUPS), tree)}")
 
     run = _bind_settings(RunSettings, {key: tree[key] for key in tree if key in run_keys}, "", mistakes)
@@ -140,6 +142,8 @@ def bind(tree: Mapping[str, Any]) -> Bound:
     if mistakes:
         raise ConfigError(mistakes)
     assert run is not None
+    if type(tree.get("seed")) is float:  # 1e3 is a seed; where runs are compared seeds are integers
+        tree = {**tree, "seed": run.seed}
     return Bound(run=run, tree=tree, **parts)
 
 

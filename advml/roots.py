@@ -50,7 +50,10 @@ def members(group: str, roots: Sequence[Path] | None = None) -> dict[str, Path]:
 
 def description(path: Path) -> str:
     """The comment on a YAML file's first line, or the first one after a `# @package` line."""
-    for line in path.read_text(encoding="utf-8").splitlines():
+    lines: list[str] = []
+    with suppress(OSError):  # a link to nowhere: whoever chooses it is told so
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    for line in lines:
         if not line.startswith("#"):
             break
         text = line.lstrip("# ").strip()

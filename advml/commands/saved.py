@@ -27,7 +27,11 @@ def complete(folder: RunFolder) -> dict[str, Any]:
     choices: Mapping[str, str] = environment.get("choices", {})
     groups = (*GROUPS, "experiment")
     chosen = [f"{group}={choices[group]}" for group in groups if choices.get(group) in members(group)]
-    today, _ = compose(chosen)
+    try:
+        today, _ = compose(chosen)
+    except ConfigError as error:  # a YAML file was broken since; what was saved is complete without it
+        print(f"advml: not read: {error}", file=sys.stderr)
+        return saved
     for key in _fill(saved, today, ""):
         print(f"advml: {key}: not in the saved configuration, taken from today's", file=sys.stderr)
     return saved

@@ -164,6 +164,8 @@ def read_run(folder: RunFolder, curves: bool = False) -> Run | Missing:
     tree: Mapping[str, Any] | None = None
     try:
         tree = folder.tree()
+        if isinstance(tree.get("seed"), float) and float(tree["seed"]).is_integer():
+            tree = {**tree, "seed": int(tree["seed"])}
         if type(tree.get("seed")) is not int:
             tree = None
             raise ConfigError(f"{folder / 'config.yaml'}: damaged, it says no seed")

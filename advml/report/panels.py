@@ -79,8 +79,11 @@ def _varies(key: str, bundle: Sequence[tuple[Group, Mapping[str, Any]]]) -> bool
 def _splitting(
     rows: Sequence[tuple[Group, Mapping[str, Any]]], problem: list[str], others: Sequence[str], most: int
 ) -> list[str]:
-    """The keys whose values make panels: those of the problem, and as few more as needed, if any help."""
-    for count in range(len(others)):
+    """The keys whose values make panels: those of the problem, and as few more as needed, if any help.
+
+    Three more at most: of subsets there are 2ᵏ, and of panels few.
+    """
+    for count in range(min(len(others), 4)):
         able = []
         for extra in combinations(others, count):
             sizes: dict[tuple[str, ...], int] = {}

@@ -49,6 +49,12 @@ def load_last(folder: RunFolder) -> dict[str, Any] | None:
     return last
 
 
+def load_complete(folder: RunFolder) -> None:
+    """Raises AdvmlError where the last checkpoint of a completed run is missing or damaged: it could not go on."""
+    if load_last(folder) is None:
+        raise AdvmlError(f"{folder / 'checkpoints/last.pt'}: missing; bring it back, or start the run anew")
+
+
 def load_best(folder: RunFolder) -> dict[str, Any]:
     """The state with the best validation objective so far."""
     return _load(folder / "checkpoints/best.pt")

@@ -113,6 +113,8 @@ def resume(folder: RunFolder, bound: Bound, observers: Sequence[Observer] = ()) 
     folder.lock()
     try:
         before, status = folder.environment(), folder.status()
+        if status["state"] == "completed":  # before anything of it is touched
+            checkpoint.load_complete(folder)
         device = environment.resolve_device(bound.run.device)
         if before["device"].partition(":")[0] != device.type:
             raise ConfigError(
@@ -237,13 +239,16 @@ class _Job:
 
 
 def _job(bound: Bound, device: torch.device, observers: Sequence[Observer], world: Alone) -> _Job:
-    """Data and a set-up method. Memory that does not suffice is no fault of ours: AdvmlError says so."""
+    """Data and a set-up method. What goes wrong in them, perhaps in somebody's own, is one line: AdvmlError."""
     try:
         return _Job(bound, device, observers, world)
-    except (MemoryError, RuntimeError) as error:
-        if (full := _memory_full(error)) is None:
-            raise
-        raise AdvmlError(full) from error
+    except (AdvmlError, OSError):
+        raise
+    except Exception as error:
+        if full := _memory_full(error):
+            raise AdvmlError(full) from error
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise AdvmlError(f"{_explained(error)} ({place.filename}, line {place.lineno})") from error
 
 
 def set_up(bound: Bound, view: Any, device: torch.device, budget: Budget, world: Alone) -> Method:
