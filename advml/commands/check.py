@@ -17,16 +17,17 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str]) -> int:
     """Check one configuration or all."""
-    from advml.compose import compose
+    from advml.compose import compose, separate
     from advml.config import GROUPS, bind
     from advml.errors import ConfigError
     from advml.roots import members
+    from advml.runner import baselines
     from advml.runner.fit import check_fit
     from advml.runner.studies import plan, read
 
     if "--all" not in arguments:
         tree, _ = compose(arguments)
-        check_fit(bind(tree))
+        baselines.plan(tree, separate(arguments)[0])  # itself, and what is run beside it
         print("ok")
         return 0
     if len(arguments) > 1:

@@ -127,3 +127,13 @@ def test_many_keys_make_few_panels():
     keys = [f"key{number}" for number in range(40)]
     rows = [(None, {key: row == place for place, key in enumerate(keys)}) for row in range(40)]
     assert _splitting(rows, [], keys, 3) == []
+
+
+def test_a_check_finds_what_a_run_would_be_refused_for(run_cli):
+    said = run_cli("check", "method=ewc", "method.epochs=3")
+    assert (said.code, said.err.count("\n")) == (2, 1)
+    assert said.err.startswith("advml: method.iterations, method.epochs: give one of the two")
+    said = run_cli("check", *SMALL[:4], "baselines={mine:['method.epochs=many']}")
+    assert said.code == 2
+    assert said.err.startswith("advml: baselines.mine: method.epochs: ")
+    assert run_cli("check", "method=ewc").code == 0

@@ -45,6 +45,12 @@ class ContinualSettings(TrainingSettings):
     block: PositiveInt
     fresh_optimiser: bool
 
+    def __post_init__(self) -> None:
+        """Training ends after one or the other."""
+        TrainingSettings.__post_init__(self)
+        if (self.iterations is None) == (self.epochs is None):
+            raise ValueError("iterations, method.epochs: give one of the two and set the other to null")
+
 
 class Continual(Method):
     """A network that learns the tasks of a stream in turn. Subclasses write `step`; `train_block` does its work."""
@@ -61,8 +67,6 @@ class Continual(Method):
         empty = [task.label for task in self.stream if not len(task.train)]
         if empty:
             raise ConfigError(f"view: no training example for the task of classes {', '.join(empty)}")
-        if (self.config.iterations is None) == (self.config.epochs is None):
-            raise ConfigError("method.iterations, method.epochs: give one of the two and set the other to null")
         self.loss = make_loss(self.config.loss, self.stream.spec.target, self.config.label_smoothing)
         self.network = context.build()
         if isinstance(self.network, PerTask):
