@@ -111,7 +111,7 @@ class TestRefusals:
 
     def test_a_pair_of_towers(self, play):
         line = refused(play, "method=product_of_experts", "model=clip")
-        assert line.startswith("model: cannot serve image alone (needs 2 modalities")
+        assert line.startswith("model: cannot serve image alone (model=clip: needs 2 modalities")
         assert line.endswith("); use model=late_fusion")
 
     def test_a_modality_that_nothing_has(self, play):

@@ -370,7 +370,9 @@ def test_columns_that_begin_as_the_network_of_a_run(inside, play):
     assert torch.equal(played.method.network.columns[0].body[0].weight, start["body.0.weight"])
     played.go()
     assert len(played.method.network.columns) == 3
-    with pytest.raises(ConfigError, match=r"gives 10 outputs, and a column those of its task alone, 4; use model.head"):
+    with pytest.raises(
+        ConfigError, match=r"10 outputs to keep the head of the run .*use model\.head=new.*a network of 4 outputs"
+    ):
         play(*words, "model.head=keep")
 
 

@@ -144,9 +144,9 @@ class SuperCell(nn.Module):
     def ordinary_norms(self) -> bool:
         """Do batch norms move their running averages as they do when made? Only so the fused cell computes them.
 
-        Who makes them stand still, or puts others in their place, does so with all of the network: an edge tells.
+        Who makes them stand still, or puts others in their place, does so with all of the network: two of them tell.
         """
-        norms = [module for module in self.edges[0].modules() if isinstance(module, nn.BatchNorm2d)]
+        norms = [module for module in self.preprocess.modules() if isinstance(module, nn.BatchNorm2d)]
         return bool(norms) and all(norm.track_running_stats and norm.momentum == 0.1 for norm in norms)
 
     def nothing(self, states: Sequence[Tensor]) -> Tensor:
