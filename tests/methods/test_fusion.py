@@ -1,6 +1,7 @@
 """Fusion as a whole: its loss and remedies against plain loops, conditions, reductions, pictures, refusals."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -139,6 +140,15 @@ def test_each_condition_is_the_split_under_it(play):
         accuracy = (own.argmax(1) == played.view.valid.target).double().mean()
         assert found[f"accuracy/{name}_head"] == pytest.approx(float(accuracy))
     assert not any("/" in name for name in played.evaluate("train"))
+
+
+def test_a_split_without_a_match_has_no_gallery(play, monkeypatch):
+    played = play(*words("fusion", "cross_attention", "method.gallery=6", "dataset.examples=200")).go(1)
+    test = played.method.data.test
+    monkeypatch.setattr(played.method.data, "test", replace(test, target=torch.zeros_like(test.target)))
+    assert not [name for name in played.method.evaluate("test") if "recall" in name]
+    assert [name for name in played.method.evaluate("valid") if "recall" in name]
+    assert "retrieval" not in played.method.artifacts([])
 
 
 def test_a_gallery_is_scored_pair_by_pair(play):

@@ -206,10 +206,14 @@ class Fusion(Method):
                 alone = Alone(self.heads.network, name)
                 own = measure(alone, self.data.split(split), autocast=self.context.autocast)
                 found[f"{main}/{name}_head"] = own[main]
-        if found and self.config.gallery and split != "train":
+        if found and self.config.gallery and split != "train" and self._matches(split):
             _, scores, positives = self._gallery(split)
             found |= retrieval_metrics(scores, positives, tuple(self.data.spec.streams))
         return found
+
+    def _matches(self, split: SplitName) -> bool:
+        """Has the split a pair that matches? Without one there is nobody to look for."""
+        return bool((self.data.split(split).target == 1).any())
 
     def _gallery(self, split: SplitName) -> tuple[Split, Tensor, Tensor]:
         """Matching examples, the score of each pair of them, and which pairs mean the same."""
@@ -254,7 +258,7 @@ class Fusion(Method):
             return made
         predicted = predict(self.tested, test, autocast=self.context.autocast).argmax(1)
         made["confusion_matrix"] = confusion(predicted, test.target, target.count)
-        if self.config.gallery and self.config.pictures:
+        if self.config.gallery and self.config.pictures and self._matches("test"):
             part, scores, positives = self._gallery("test")
             meaning = torch.arange(len(part)) if part.meaning is None else as_cpu(part.meaning)
             words = [f"meaning {number}" for number in meaning.tolist()]

@@ -13,6 +13,7 @@ from advml.artifacts import Drawing
 from advml.contracts import Network, Spec, Split
 from advml.methods.multimodal.pictures import as_cpu, retrieval_picture, seen
 from advml.nn.evaluation import BATCH, evaluating
+from advml.nn.losses import at_least_float32
 from advml.nn.multimodal.losses import median_rank, recall_at
 
 RANKS = (1, 5, 10)
@@ -72,6 +73,7 @@ def pair_scores(
             mixed = {key: inputs[key][first] for key in one} | {key: inputs[key][second] for key in other}
             with autocast():
                 logits = network(mixed)
+            logits = at_least_float32(logits)  # under bf16 differences would be rounded to ties
             rows.append(logits[:, 1] - logits[:, 0])
     return torch.cat(rows).float().view(count, count)
 
