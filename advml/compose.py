@@ -14,11 +14,13 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl, get_overrides_dirname
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -96,14 +98,61 @@ def compose(overrides: Sequence[str]) -> tuple[dict[str, Any], dict[str, str]]:
 
 
 def composed(prepared: Sequence[str], dirs: Sequence[Path]) -> DictConfig:
-    """The configuration that Hydra composes from prepared overrides, its own block included."""
+    """The configuration that Hydra composes from prepared overrides, its own block included.
+
+    Hydra takes 0.2 s for it, a sweep asks for hundreds. So files that were chosen before are not composed again, unless
+    one was changed: values are put into a copy, by Hydra's own function. All else is left to Hydra: somebody's own
+    folders, where it is not known which files matter, and words that neither choose a file nor force a value.
+    """
+    with one_line_errors():
+        parsed = [] if extra_roots() or dirs else OverridesParser.create().parse_overrides(list(prepared))
+        choices = [one for one in parsed if _chooses(one)]
+        values = [one for one in parsed if one.type == OverrideType.FORCE_ADD and _is_plain(one)]
+        if not parsed or len(choices) + len(values) < len(parsed):
+            return _by_hydra([*prepared, *_search_path(dirs)])
+        config = copy.deepcopy(_of_choices(tuple(str(one.input_line) for one in choices), _stamps(config_root())))
+        ConfigLoaderImpl._apply_overrides_to_config(values, config)
+        config.hydra.overrides.task = list(prepared)
+        shown = config.hydra.job.config.override_dirname
+        config.hydra.job.override_dirname = get_overrides_dirname(
+            overrides=parsed, kv_sep=shown.kv_sep, item_sep=shown.item_sep, exclude_keys=shown.exclude_keys
+        )
+        config.hydra.runtime.cwd = os.getcwd()
+        return config
+
+
+@lru_cache(maxsize=64)
+def _of_choices(choices: tuple[str, ...], stamps: object) -> DictConfig:
+    return _by_hydra(choices)
+
+
+def _by_hydra(words: Sequence[str]) -> DictConfig:
     outer = GlobalHydra.instance().hydra  # advml.run may be called in somebody's Hydra application
     GlobalHydra.instance().clear()
     try:
-        with one_line_errors(), hydra.initialize_config_dir(str(config_root()), version_base="1.3", job_name="advml"):
-            return hydra.compose("config", [*prepared, *_search_path(dirs)], return_hydra_config=True)
+        with hydra.initialize_config_dir(str(config_root()), version_base="1.3", job_name="advml"):
+            return hydra.compose("config", list(words), return_hydra_config=True)
     finally:
         GlobalHydra.instance().hydra = outer
+
+
+def _chooses(override: Override) -> bool:
+    """Does it choose one file of a shipped group?"""
+    is_group = (config_root() / override.key_or_group).is_dir()
+    single = override.type == OverrideType.CHANGE and not override.is_sweep_override()
+    return is_group and single and not isinstance(override.value(), dict)
+
+
+def _is_plain(override: Override) -> bool:
+    """Is it one value of a key of ours, which is no group of files?"""
+    line, key = str(override.input_line), override.key_or_group
+    return not (is_hydras(line) or override.is_sweep_override() or (config_root() / key).is_dir())
+
+
+def _stamps(root: Path) -> tuple[tuple[str, int], ...]:
+    """Each file below `root`, and when it was changed."""
+    found = (entry for folder, _, _ in os.walk(root) for entry in os.scandir(folder))
+    return tuple(sorted((entry.path, entry.stat().st_mtime_ns) for entry in found))
 
 
 def each_job(prepared: Sequence[str], dirs: Sequence[Path]) -> Iterator[DictConfig]:

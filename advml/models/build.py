@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from advml import registry
 from advml.contracts import Network, Spec
 from advml.errors import ConfigError
+from advml.nn.seeding import seed_torch
 
 
 def build(name: str, settings: Any, spec: Spec, seed: int) -> Network:
@@ -24,7 +25,7 @@ def build(name: str, settings: Any, spec: Spec, seed: int) -> Network:
     """
     cls = registry.resolve("model", name)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        seed_torch(seed)
         network: Network = cls.make(spec, settings).to(memory_format=torch.channels_last)
     if not hasattr(network, "recipe"):
         network.recipe = {"name": name, "settings": asdict(settings), "spec": spec.to_dict()}

@@ -20,6 +20,7 @@ from advml.nn.chain_sgd import ChainSgd
 from advml.nn.example_losses import ExampleLosses
 from advml.nn.optimisers import Optimiser, OptimiserSettings, make_optimiser
 from advml.nn.replicas import ENGINES, Batched, Parameters, Replicas, Vmapped
+from advml.nn.seeding import seed_torch
 
 LocalEngine = Literal["auto", "loop", "batched", "vmap"]
 CPU_CACHE, GPU_MEMORY, MOST = 2**22, 2**30, 64  # bytes of copies side by side, and how many copies at most
@@ -96,7 +97,7 @@ def side_by_side(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
 
 def draw_from(noise: torch.Generator) -> None:
     """What dropout and shots draw from now on follows from `noise`, not from what the process did before."""
-    torch.manual_seed(noise.initial_seed())
+    seed_torch(noise.initial_seed())
 
 
 # --- engines ------------------------------------------------------------------------------------------------------

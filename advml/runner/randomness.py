@@ -15,6 +15,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from advml.nn.seeding import seed_torch
+
 
 def derive(seed: int, purpose: str, *key: int | str) -> int:
     """A 63-bit seed, a pure function of its arguments (BLAKE2b of their text).
@@ -43,7 +45,7 @@ def reseed(seed: int, purpose: str, *key: int | str) -> None:
     derived = derive(seed, purpose, *key)
     random.seed(derived)
     np.random.seed(derived & 0xFFFFFFFF)
-    torch.manual_seed(derived)
+    seed_torch(derived)
 
 
 @contextmanager

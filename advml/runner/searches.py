@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from copy import deepcopy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig
 
 from advml.compose import as_tree, composed, config_dirs, forced, is_hydras
 from advml.config import Bound, SweepSettings, bind
@@ -120,18 +119,11 @@ def _checked(fixed: Sequence[str], dimensions: Sequence[Dimension], dirs: Sequen
 def _probes(fixed: Sequence[str], dimensions: Sequence[Dimension], dirs: Sequence[Path]) -> Iterator[DictConfig]:
     """Configurations in which every choice and every end of an interval occurs."""
     first = {one.key: f"{one.key}={one.ends()[0]}" for one in dimensions}
-    base = composed([*fixed, *forced(list(first.values()), dirs)], dirs)
-    yield base
+    yield composed([*fixed, *forced(list(first.values()), dirs)], dirs)
     for one in dimensions:
         for value in one.ends()[1:]:
-            word = f"{one.key}={value}"
-            if not forced([word], dirs)[0].startswith("++"):  # a group: it brings other keys
-                yield composed([*fixed, *forced(list({**first, one.key: word}.values()), dirs)], dirs)
-                continue
-            config = deepcopy(base)  # a value: composing all anew would take a tenth of a second
-            with open_dict(config):
-                OmegaConf.update(config, one.key, OverridesParser.create().parse_override(word).value(), force_add=True)
-            yield config
+            words = {**first, one.key: f"{one.key}={value}"}
+            yield composed([*fixed, *forced(list(words.values()), dirs)], dirs)
 
 
 def _hash(
