@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from advml.config import Fraction, PositiveInt, settings
@@ -57,5 +58,22 @@ class CharLstm(Network):
     def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Tokens [B, length] of any type of numbers → the state of the last layer at the last place, [B, hidden]."""
         (text,) = inputs.values()
-        states: Tensor = self.body(self.embedding(text.long()))[0]
+        letters = self.embedding(text.long())
+        asked_by_cudnn = letters.is_cuda and torch.is_grad_enabled() and not self.training
+        states: Tensor = without_dropout(self.body, letters) if asked_by_cudnn else self.body(letters)[0]
         return states[:, -1]
+
+
+def without_dropout(body: nn.LSTM, inputs: Tensor) -> Tensor:
+    """All states that a batch-first LSTM in evaluation mode gives, [B, length, hidden], by way of its training mode.
+
+    cuDNN differentiates an LSTM in training mode only. The modes differ by dropout alone.
+    """
+    dropout, body.dropout = body.dropout, 0.0
+    body.train()
+    try:
+        states: Tensor = body(inputs)[0]
+    finally:
+        body.dropout = dropout
+        body.eval()
+    return states

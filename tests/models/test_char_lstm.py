@@ -3,6 +3,7 @@ import torch
 
 from advml.contracts import Classes, Real, Spec
 from advml.models.build import build, from_recipe, rebuild
+from advml.models.char_lstm import without_dropout
 
 TEXT = Spec({"text": (12,)}, Classes(65), tokens={"text": 65})
 NEED = "one input of tokens, such as dataset=shakespeare has"
@@ -82,3 +83,16 @@ def test_a_spec_without_tokens_is_written_as_before():
     assert spec.to_dict() == {"inputs": {"image": [1, 8, 8]}, "target": ["Classes", 10]}
     for each in (spec, TEXT, Spec({"x": (2,)}, Real((3, 4)))):
         assert Spec.from_dict(each.to_dict()) == each
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_the_way_that_cudnn_differentiates_is_the_same(dropout):
+    torch.manual_seed(0)
+    body = torch.nn.LSTM(3, 5, 2, batch_first=True, dropout=dropout).double().eval()
+    inputs = torch.randn(4, 6, 3, dtype=torch.float64)
+    found = []
+    for states in (body(inputs)[0], without_dropout(body, inputs)):
+        found.append((states, *torch.autograd.grad(states.pow(3).sum(), list(body.parameters()))))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert (body.training, body.dropout) == (False, dropout)
