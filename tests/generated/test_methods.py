@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from pretended import DEVICE, Accelerator, Far
 from runs import assert_same_run, assert_same_state, load
 
 from advml import registry
@@ -22,6 +23,7 @@ from advml.compose import compose, with_overrides
 from advml.config import bind
 from advml.contracts import Method
 from advml.roots import config_root, members
+from advml.runner import environment
 from advml.runner.budget import Budget
 from advml.runner.checkpoint import copied, tensors
 from advml.runner.context import DTYPES, RunContext
@@ -35,6 +37,7 @@ from advml.runner.signals import StopRequest
 
 SIZES = yaml.safe_load((Path(__file__).parent / "tiny.yaml").read_text())
 METHODS = sorted(members("method", [config_root()]))
+CPU = torch.device("cpu")
 COMMON = ("device=cpu", "threads=1", "progress=off", "figures=false", "checkpoint_seconds=0")
 VARIANTS = [(method, variant) for method in METHODS for variant in SIZES.get(method, {})]
 FIRST = {method: next(iter(SIZES[method])) for method in SIZES}
@@ -79,12 +82,12 @@ def bound_to(method, variant, *overrides):
 class Driver:
     """A freshly set-up method under the runner's own loop; every checkpoint is kept as it would come from the disk."""
 
-    def __init__(self, bound, folder, last=None):
+    def __init__(self, bound, folder, last=None, device=CPU):
         self.budget, self.checkpoints = Budget(), {}
         view = None if bound.dataset.name == "none" else load_view(bound, print)
         reseed(bound.run.seed, "setup")
         self.method: Method = bound.method.cls()
-        precision, device = bound.run.precision, torch.device("cpu")
+        precision = bound.run.precision
         view = None if view is None else view.to(device, DTYPES[precision])
         context = RunContext(bound.method.settings, view, bound.model, bound.run.seed, device, precision, self.budget)
         self.method.setup(context)
@@ -198,6 +201,37 @@ def test_a_whole_run_twice_and_once_more_after_a_limit(method, variant, inside):
     assert limited.state == "completed"
     assert resume(limited.folder, bound_to(method, variant)).state == "completed"
     assert_same_run(first.folder.path, limited.folder.path)
+
+
+@every_method
+def test_nothing_is_left_on_the_cpu(method, variant, tmp_path):
+    with Accelerator():
+        network = (
+            Driver(bound_to(method, variant, "evaluate_every=never"), tmp_path, device=DEVICE).run().method.result()
+        )
+    assert network is None or all(type(value.data) is Far for value in network.state_dict().values())
+
+
+@pytest.mark.slow
+@every_variant
+def test_on_another_device_all_is_the_same(method, variant, inside, monkeypatch):
+    """Files and numbers of a whole run, and of one that was stopped and resumed there."""
+    here = start(bound_to(method, variant), Asked("test")).folder
+    monkeypatch.setattr(environment, "resolve_device", lambda wanted: DEVICE)
+    with Accelerator():
+        there = start(bound_to(method, variant), Asked("test")).folder
+        steps = there.result()["budget"]["steps"]
+        stopped = start(bound_to(method, variant, f"limits.steps={max(1, steps // 2)}"), Asked("test")).folder
+        assert resume(stopped, bound_to(method, variant)).state == "completed"
+    assert_same_run(there.path, stopped.path)
+    files = [{path.relative_to(folder.path) for path in folder.path.rglob("*")} for folder in (here, there)]
+    assert files[0] == files[1]
+    drawn_otherwise = {"matching"}  # dropout: elsewhere tasks are computed all at once
+    for one, other in zip(here.records(), there.records(), strict=True):
+        assert one.keys() == other.keys()
+        for key in () if method in drawn_otherwise else one:
+            near = isinstance(one[key], float)
+            assert other[key] == (pytest.approx(one[key], rel=1e-3, abs=1e-4) if near else one[key]), key
 
 
 @every_method
