@@ -10,7 +10,7 @@ import os
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -63,7 +63,8 @@ def numeric_settings(threads: int, deterministic: bool | Literal["warn"]) -> Ite
     torch.backends.cudnn.benchmark = not deterministic
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     try:
-        yield
+        with whole_float32():
+            yield
     finally:
         torch.set_num_threads(before[0])
         torch.set_deterministic_debug_mode(before[1])
@@ -72,3 +73,24 @@ def numeric_settings(threads: int, deterministic: bool | Literal["warn"]) -> Ite
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+
+
+@contextmanager
+def whole_float32() -> Iterator[None]:
+    """On CUDA products of float32 keep its 24 bits; left alone, cuDNN rounds the factors of a convolution to 11 (TF32).
+
+    Differences of gradients, as DARTS takes them, would drown in that.
+    """
+    flags: list[Any] = [torch.backends.cudnn, torch.backends.cuda.matmul]
+    try:
+        before = [one.allow_tf32 for one in flags]
+    except RuntimeError:  # set in this session by torch's newer names, beside which these do not work: that stands
+        yield
+        return
+    for one in flags:
+        one.allow_tf32 = False
+    try:
+        yield
+    finally:
+        for one, earlier in zip(flags, before, strict=True):
+            one.allow_tf32 = earlier

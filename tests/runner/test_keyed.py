@@ -64,12 +64,15 @@ class TestNumericSettings:
             random_numbers = random.random(), float(np.random.rand()), torch.rand(()).item()
             fill = torch.utils.deterministic.fill_uninitialized_memory
             modes = torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark, fill
-            return torch.get_num_threads(), modes, random_numbers
+            tf32 = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+            return torch.get_num_threads(), modes, tf32, random_numbers
 
         def disturbed():
             with numeric_settings(3, True):
                 reseed(9, "something else")
                 assert torch.get_num_threads() == 3
+                assert not torch.backends.cudnn.allow_tf32
+                assert not torch.backends.cuda.matmul.allow_tf32
                 raise RuntimeError("stop")
 
         reseed(1, "before")
@@ -86,6 +89,30 @@ class TestNumericSettings:
             assert torch.are_deterministic_algorithms_enabled() == (mode > 0)
             assert torch.backends.cudnn.benchmark == benchmark
             assert os.environ["CUBLAS_WORKSPACE_CONFIG"]
+
+    @pytest.mark.parametrize("mine", [(True, False), (False, True), (True, True)])
+    def test_float32_is_whole(self, mine):
+        products = torch.backends.cudnn, torch.backends.cuda.matmul
+        before = [one.allow_tf32 for one in products]
+        try:
+            for one, wanted in zip(products, mine, strict=True):
+                one.allow_tf32 = wanted
+            with numeric_settings(1, True):
+                assert [one.allow_tf32 for one in products] == [False, False]
+            assert tuple(one.allow_tf32 for one in products) == mine
+        finally:
+            for one, wanted in zip(products, before, strict=True):
+                one.allow_tf32 = wanted
+
+    def test_torchs_newer_names_for_that_stand(self):
+        convolutions = torch.backends.cudnn.conv
+        before, convolutions.fp32_precision = convolutions.fp32_precision, "ieee"
+        try:
+            with numeric_settings(1, True):
+                assert convolutions.fp32_precision == "ieee"
+            assert convolutions.fp32_precision == "ieee"
+        finally:
+            convolutions.fp32_precision = before
 
 
 class TestEnvironment:
