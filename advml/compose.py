@@ -13,7 +13,7 @@ import shlex
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -151,8 +151,11 @@ def _is_plain(override: Override) -> bool:
 
 def _stamps(root: Path) -> tuple[tuple[str, int], ...]:
     """Each file below `root`, and when it was changed."""
-    found = (entry for folder, _, _ in os.walk(root) for entry in os.scandir(folder))
-    return tuple(sorted((entry.path, entry.stat().st_mtime_ns) for entry in found))
+    found = []
+    for path in (os.path.join(folder, name) for folder, _, names in os.walk(root) for name in names):
+        with suppress(OSError):  # an editor's: a link to nowhere, or gone by now
+            found.append((path, os.stat(path).st_mtime_ns))
+    return tuple(sorted(found))
 
 
 def each_job(prepared: Sequence[str], dirs: Sequence[Path]) -> Iterator[DictConfig]:

@@ -20,7 +20,7 @@ from advml.nn.chain_sgd import ChainSgd
 from advml.nn.example_losses import ExampleLosses
 from advml.nn.optimisers import Optimiser, OptimiserSettings, make_optimiser
 from advml.nn.replicas import ENGINES, Batched, Parameters, Replicas, Vmapped
-from advml.nn.seeding import seed_torch
+from advml.nn.seeding import draw_from
 
 LocalEngine = Literal["auto", "loop", "batched", "vmap"]
 CPU_CACHE, GPU_MEMORY, MOST = 2**22, 2**30, 64  # bytes of copies side by side, and how many copies at most
@@ -93,11 +93,6 @@ def side_by_side(batches: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
     for row, size in enumerate(sizes):
         weight[row, :size] = 1 / size
     return index, weight
-
-
-def draw_from(noise: torch.Generator) -> None:
-    """What dropout and shots draw from now on follows from `noise`, not from what the process did before."""
-    seed_torch(noise.initial_seed())
 
 
 # --- engines ------------------------------------------------------------------------------------------------------

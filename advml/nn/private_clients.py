@@ -27,7 +27,7 @@ from advml.nn.losses import Loss
 from advml.nn.optimisers import OptimiserSettings, clip_gradients, make_optimiser
 from advml.nn.privacy import add_noise, fixed_sample, noise_deviation, poisson_sample
 from advml.nn.private_rounds import PrivateRoundsSettings
-from advml.nn.seeding import seed_torch
+from advml.nn.seeding import draw_from
 
 AT_ONCE = 1024  # examples differentiated together: it changes nothing but memory
 LISTED = 64  # kinds of clients whose ε are all computed for the file; of more only the largest
@@ -189,7 +189,7 @@ def train_client(
     of the examples. `noise` says what dropout draws. Neither of the two numbers is protected.
     """
     if noise is not None:
-        seed_torch(noise.initial_seed())
+        draw_from(noise)
     network.train()
     parameters = dict(network.named_parameters())
     optimiser = make_optimiser(parameters.values(), settings)

@@ -13,3 +13,8 @@ def seed_torch(seed: int) -> None:
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_available():
         torch.cuda.manual_seed_all(seed)
+
+
+def draw_from(rng: torch.Generator) -> None:
+    """What layers, dropout and shots draw from now on follows from the seed of `rng`, not from what was drawn before."""
+    seed_torch(rng.initial_seed())

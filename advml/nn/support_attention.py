@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from advml.nn.losses import at_least_float32
 from advml.nn.prototypes import cosines, memberships
-from advml.nn.seeding import seed_torch
+from advml.nn.seeding import draw_from
 
 
 def attended_classes(queries: Tensor, support: Tensor, labels: Tensor, ways: int, scale: float = 1.0) -> Tensor:
@@ -68,5 +68,5 @@ class FullContext(nn.Module):
 def make_full_context(width: int, reads: int, rng: torch.Generator) -> FullContext:
     """On the CPU, initialised as torch does by the seed of `rng`; torch's own generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        seed_torch(rng.initial_seed())
+        draw_from(rng)
         return FullContext(width, reads)

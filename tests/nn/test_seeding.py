@@ -1,7 +1,7 @@
 import numpy as np
 import torch
 
-from advml.nn.seeding import seed_torch
+from advml.nn.seeding import draw_from, seed_torch
 
 
 def drawn():
@@ -33,3 +33,12 @@ def test_where_there_is_cuda_its_generators_are_seeded(monkeypatch):
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
     seed_torch(9)
     assert seeds == [9]
+
+
+def test_what_is_drawn_follows_from_the_seed_of_a_generator():
+    rng = torch.Generator().manual_seed(5)
+    torch.rand(3, generator=rng)
+    draw_from(rng)
+    found = torch.rand(4)
+    seed_torch(5)
+    assert torch.equal(found, torch.rand(4))

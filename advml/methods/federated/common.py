@@ -32,12 +32,12 @@ from advml.nn.local_training import (
     Pull,
     batch_sizes,
     copies_at_once,
-    draw_from,
     local_batches,
     local_replicas,
 )
 from advml.nn.private_clients import train_client
 from advml.nn.replicas import Parameters, has_batch_norm
+from advml.nn.seeding import draw_from
 
 
 @settings
