@@ -16,5 +16,5 @@ def seed_torch(seed: int) -> None:
 
 
 def draw_from(rng: torch.Generator) -> None:
-    """What layers, dropout and shots draw from now on follows from the seed of `rng`, not from what was drawn before."""
+    """What layers, dropout and shots draw from now on follows from the seed of `rng`, not from earlier draws."""
     seed_torch(rng.initial_seed())
