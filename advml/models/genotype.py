@@ -33,6 +33,13 @@ class GenotypeSettings:
     auxiliary: bool
     drop_path: Fraction
 
+    def __post_init__(self) -> None:
+        """Each reduction is a cell of its own."""
+        if self.reductions > self.cells:
+            raise ValueError(
+                f"reductions: {self.cells} cells cannot halve the image {self.reductions} times; use fewer"
+            )
+
 
 def chosen(settings: GenotypeSettings) -> Genotype:
     """The genotype that the settings name. Raises ConfigError, one line."""

@@ -11,6 +11,7 @@ from advml.compose import compose
 from advml.errors import ConfigError
 from advml.methods.nas.shared import batch_statistics
 from advml.nn.cells.spaces import DartsCells, EnasMicro
+from advml.runner.baselines import plan
 
 SMALL = (
     "dataset=digits", "dataset.limit=150", "method.batch_size=24", "method.retrain.epochs=1",
@@ -129,7 +130,10 @@ class TestTraining:
     @pytest.mark.parametrize(
         ("words", "line"),
         [
-            (["method.pool=4", "method.retrain.reductions=3"], "method.retrain: needs one image of at least 5×5"),
+            (
+                ["method.pool=4", "method.retrain.reductions=3", "method.retrain.cells=4"],
+                "method.retrain: needs one image of at least 5×5",
+            ),
             (["method.examples=82", "method.retrain.batch_size=40"], "method.retrain.batch_size: leaves a batch"),
         ],
     )
@@ -260,7 +264,21 @@ class TestRefusedBeforeAnyWork:
 
     def test_the_size_in_which_candidates_are_counted(self, play):
         with pytest.raises(ConfigError, match=r"^method\.retrain: needs one image of at least 9×9"):
-            search(play, "evolution", "method.retrain.epochs=0", "method.retrain.reductions=4")
+            search(
+                play, "evolution", "method.retrain.epochs=0", "method.retrain.reductions=4", "method.retrain.cells=4"
+            )
+
+    def test_what_would_have_no_effect(self, play):
+        for name, words, line in (
+            ("random_nas", ["method.marks=[3]"], r"^method\.marks: only searches of a table have them"),
+            ("random_nas", ["method.pool=20"], r"^method\.pool=20: leaves nothing of images 8×8; use a smaller one"),
+            ("random_nas", ["model=mlp"], r"^model=mlp: is no space of architectures to search"),
+            ("random_nas", ["model.reductions=3"], r"^model\.reductions: 2 cells cannot halve the image 3 times"),
+            ("random_nas", ["method.retrain.reductions=3"], r"^method\.retrain\.reductions: 2 cells cannot halve"),
+        ):
+            shaped = [word for word in SMALL if not word.startswith("model.")] if "model=mlp" in words else SMALL
+            with pytest.raises(ConfigError, match=line):
+                play(f"method={name}", "model=darts_cells", *shaped, *words)
 
     def test_more_reductions_than_a_genotype_can_have(self, play):
         with pytest.raises(ConfigError, match=r"method\.retrain\.reductions: must be less than or equal to 4, not 5"):
@@ -274,3 +292,22 @@ def test_the_baseline_has_as_many_evaluations_as_the_search(name):
     assert tree["baselines"]["random"] == ["method=random_nas"]
     for key in ("evaluations", "count", "estimate"):
         assert tree["method"][key] == drawn["method"][key]
+
+
+@pytest.mark.parametrize(
+    ("words", "epochs"),
+    [(["method=darts"], 8), (["method=darts", "method.epochs=50"], 50), (["method=enas", "method.epochs=3"], 3),
+     (["experiment=darts_cifar10"], 50)],
+)  # fmt: skip
+def test_random_search_beside_a_search_trains_shared_weights_for_as_many_epochs(words, epochs):
+    tree, _ = compose(words)
+    found = plan(tree)["random"]["method"]
+    assert (found["name"], found["estimate"]["epochs"], found["evaluations"]) == ("random_nas", epochs, 30)
+
+
+def test_without_retraining_a_search_is_judged_by_its_best_score(play):
+    played = search(play, "random_nas", "method.evaluations=3", "method.estimate.epochs=1", "method.retrain.epochs=0")
+    assert played.method.objective.metric == "best_score"
+    inner = played.go(4).method.inner
+    assert played.evaluate("valid") == {"best_score": max(row[1] for row in inner.scored)}
+    assert played.evaluate("test") == {}

@@ -103,19 +103,27 @@ def test_raw_counting_ends_after_so_many_questions(table):
     assert set(one.evaluate("test")) == {"accuracy", "accuracy_sd", "regret", "raw_70"}
 
 
-def test_a_budget_of_multiply_adds(table):
-    one, _ = play(table, "random_nas", "method.repeats=4", "method.evaluations=200", "method.multiply_adds=400")
+@pytest.mark.parametrize("count", ["raw", "unique"])
+def test_a_budget_of_multiply_adds(table, count):
+    """The question that reaches it is the last one: of what is found and of what is counted."""
+    words = ("method.repeats=4", "method.evaluations=200", "method.multiply_adds=400", f"method.count={count}")
+    one, counts = play(table, "random_nas", *words)
     known, inner = table.accuracies, one.inner
+    longest = asked = 0
     for repeat in range(4):
-        spent, best, met = 0, None, set()
+        spent, best, met, charged = 0, None, set(), 0
         for cell in inner.asked[:, repeat].tolist():
-            if int(known.same[cell]) not in met:
+            if spent >= 400:
+                break
+            if count == "raw" or int(known.same[cell]) not in met:
                 spent += int(known.multiply_adds[cell])
                 met.add(int(known.same[cell]))
-            if spent > 400:
-                break
+                charged += 1
             best = cell if best is None or known.signal[cell] > known.signal[best] else best
-        assert int(inner.best("unique")[-1, repeat]) == best
+        assert int(inner.best(count)[-1, repeat]) == best
+        longest, asked = max(longest, charged), asked + charged
+    assert counts["evaluations"] == asked
+    assert len(inner.best(count)) == longest < 200
 
 
 def test_climbers_beat_random_search(table):

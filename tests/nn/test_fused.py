@@ -17,6 +17,7 @@ CASES = {
     "few operations": {"operations": ("none", "skip_connect", "sep_conv_5x5"), "nodes": 4},
     "none alone": {"operations": ("none",)},
     "enas": {"space": "enas_micro"},
+    "enas with one operation": {"space": "enas_micro", "nodes": 3, "operations": ("sep_conv_3x3",)},
 }
 
 

@@ -62,6 +62,9 @@ def test_what_the_file_says():
         (with_cell(nodes=[]), "needs edges into every node"),
         (with_cell(concat=[6]), "output of states that exist"),
         (with_cell(inputs=1), "has 1 inputs, not those of darts_cells"),
+        (with_cell(inputs=2.0), "has 2.0 inputs"),
+        (with_cell(concat=[0, 2, 3, 4, 5]), "its output must be nodes, each once, not the states [0, 2, 3, 4, 5]"),
+        (with_cell(concat=[2, 2]), "each once"),
     ],
 )
 def test_what_is_wrong_is_one_line(plain, said):
@@ -97,6 +100,14 @@ def test_a_cell_of_nas_bench_201():
         inputs=1,
     )
     assert Genotype.from_dict(genotype.to_dict()) == genotype
+    for key, value in (("concat", [2, 3]), ("nodes", genotype.to_dict()["cells"]["normal"]["nodes"][:2])):
+        plain = genotype.to_dict()
+        plain["cells"]["normal"][key] = value
+        plain["cells"]["normal"]["concat"] = (
+            [min(3, len(plain["cells"]["normal"]["nodes"]))] if key == "nodes" else value
+        )
+        with pytest.raises(ConfigError, match="must have three nodes that each read all states before"):
+            Genotype.from_dict(plain)
     for text, said in (
         ("|nor_conv_7x7~0|+|none~0|none~1|+|none~0|none~1|none~2|", "unknown operation nor_conv_7x7"),
         ("|none~0|+|none~0|none~1|", "is no NAS-Bench-201 cell"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from advml.nn.search.choices import Choices
-from advml.nn.search.searchers import Evolution, LocalSearch, Random, Reinforce, estimate
+from advml.nn.search.searchers import LOWEST, Evolution, LocalSearch, Random, Reinforce, estimate
 from advml.nn.search.tpe import ParzenEstimator
 
 COUNTS = (3, 1, 4, 2)
@@ -169,6 +169,25 @@ def test_local_search_climbs_as_said(climb):
             at = None
     assert starts > 2
     assert max(value for _, value in told) == 0 == score(torch.tensor([[2, 0, 1, 1]]))[0] + 0.0
+
+
+@pytest.mark.parametrize("climb", ["first", "best"])
+def test_local_search_stands_where_it_started_though_its_score_is_undefined(climb):
+    searcher = MAKERS[climb](Choices(COUNTS), 1)
+    points = searcher.ask(rng("undefined", 0))
+    searcher.tell(points, torch.tensor([LOWEST], dtype=torch.float64))
+    assert torch.equal(searcher.at, points)
+    near = searcher.ask(rng("undefined", 1))
+    assert int((near != points).sum()) == 1
+    assert torch.equal(near, searcher.ask(rng("undefined", 1)))
+
+
+def test_reinforce_learns_on_after_undefined_scores():
+    searcher = MAKERS["reinforce"](Choices(COUNTS), 1)
+    for step in range(400):
+        points = searcher.ask(rng("undefined", step))
+        searcher.tell(points, score(points) if step % 5 else torch.tensor([LOWEST], dtype=torch.float64))
+    assert float(score(searcher.probabilities().argmax(2))) == 0  # the best of the space
 
 
 def test_the_reinforce_estimate_is_unbiased():

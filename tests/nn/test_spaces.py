@@ -1,7 +1,7 @@
 """Search spaces: codes and genotypes are one to one, changes are single changes, equal cells have one code."""
 
 from collections import Counter
-from itertools import product
+from itertools import permutations, product
 from math import comb
 
 import pytest
@@ -119,6 +119,36 @@ def test_the_order_of_nodes_and_of_halves_does_not_matter():
         code = enas.sample(rng)
         swapped = [code[at + offset] for at in range(0, len(code), 4) for offset in (1, 0, 3, 2)]
         assert enas.canonical(tuple(swapped)) == enas.canonical(code) == enas.canonical(enas.canonical(code))
+
+
+@pytest.mark.parametrize(
+    "space", [DartsCells(3), EnasMicro(3), DartsCells(4, ["skip_connect"]), EnasMicro(4, ["skip_connect"])]
+)
+def test_the_canonical_code_is_the_smallest_of_all_orders_of_nodes(space):
+    """By trying them all, edges of a node in both orders too."""
+
+    def orders(cell):
+        for order in permutations(range(space.nodes)):
+            number = {0: 0, 1: 1} | {2 + node: 2 + place for place, node in enumerate(order)}
+            nodes = [[Edge(one, number[source]) for one, source in cell.nodes[node]] for node in order]
+            if all(edge.source < 2 + place for place, node in enumerate(nodes) for edge in node):
+                for swaps in product((False, True), repeat=space.nodes):
+                    moved = [node[::-1] if swap else node for node, swap in zip(nodes, swaps, strict=True)]
+                    whole = Cell(tuple(map(tuple, moved)), cell.concat)
+                    if all(one.source <= two.source for one, two in moved):
+                        yield space.encode(Genotype(space.name, whole, whole))[: len(space.choices) // 2]
+
+    rng = seeded(7)
+    for _ in range(20):
+        code = space.sample(rng)
+        genotype = space.genotype(code)
+        assert space.canonical(code) == min(orders(genotype.normal)) + min(orders(genotype.reduce))
+
+
+def test_a_cell_of_many_nodes_has_a_canonical_code_at_once():
+    space = DartsCells(10)
+    code = space.sample(seeded(0))
+    assert space.canonical(space.canonical(code)) == space.canonical(code)
 
 
 def test_loose_ends_are_what_enas_concatenates():

@@ -5,6 +5,7 @@ import torch
 from cell_cases import NETS, batch, image_spec, plain_supernet, supernet
 
 from advml.errors import ConfigError
+from advml.methods.nas.darts import gumbel_choice
 from advml.models.genotype import GenotypeSettings, build_genotype
 from advml.nn.cells.genotype import DARTS_OPERATIONS, Cell, Edge, Genotype
 from advml.nn.cells.spaces import DartsCells, EnasMicro
@@ -114,6 +115,18 @@ def test_only_the_loose_ends_of_an_enas_architecture_reach_the_output():
     assert [bool(node.any()) for node in nodes] == [False, True, True]
 
 
+def test_of_a_mixture_of_enas_every_node_reaches_the_output_even_with_one_operation_an_edge():
+    net = supernet("enas_micro", nodes=3)
+    captured = []
+    net.cells[0].register_forward_hook(lambda module, inputs, output: captured.append(output))
+    inputs, _ = batch()
+    chosen = {kind: gumbel_choice(alpha, torch.zeros_like(alpha), 1.0) for kind, alpha in net.alphas.items()}
+    net(
+        inputs, {kind: mix for kind, (mix, _) in chosen.items()}, {kind: active for kind, (_, active) in chosen.items()}
+    )
+    assert all(bool(node.any()) for node in captured[0].split(4, 1))
+
+
 def hand_made(wiring, operations, strongest):
     """Weights in which `strongest` (row → operation, weight) stand out; all others 0.01, none 0.9."""
     mix = torch.full((len(wiring), len(operations)), 0.01)
@@ -208,9 +221,6 @@ def test_misfits_are_one_line_each():
     cls, good = NETS["darts_cells"], vars(supernet().config)
     ask = {
         "one image of at least 3×3": (cls, image_spec((2, 2, 9)), {}),
-        "operations of darts_cells": (cls, image_spec(), {"operations": ("sep_conv_9x9",)}),
-        "the unknown sep_conv_9x9": (cls, image_spec(), {"operations": ("skip_connect", "sep_conv_9x9")}),
-        "not the none": (NETS["enas_micro"], image_spec(), {"operations": ("none",)}),
     }
     for said, (one, spec, changes) in ask.items():
         reason = one.check(spec, SupernetSettings(**{**good, **changes}))
@@ -218,6 +228,16 @@ def test_misfits_are_one_line_each():
         assert "\n" not in reason
         with pytest.raises(ConfigError, match=r"model=\w+: needs"):
             one(spec, SupernetSettings(**{**good, **changes}))
+    for line, one, names in (
+        (r"^model\.operations: darts_cells has no operation sep_conv_9x9; did you mean sep_conv_", cls, "sep_conv_9x9"),
+        (
+            r"^model\.operations: enas_micro has no operation none.*; there are sep_conv_3x3, ",
+            NETS["enas_micro"],
+            "none",
+        ),
+    ):
+        with pytest.raises(ConfigError, match=line):
+            one.check(image_spec(), SupernetSettings(**{**good, "operations": ("skip_connect", names)}))
     assert cls.check(image_spec((2, 3, 3)), SupernetSettings(**good)) is None
     with pytest.raises(ValueError, match="partial: 4 channels"):
         SupernetSettings(**{**good, "partial": 3})

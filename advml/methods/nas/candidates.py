@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from advml.artifacts import Artifact, Curve, Table
-from advml.contracts import At, Metrics, Phase, Real, Record, SplitName, Step
+from advml.contracts import At, Metrics, Objective, Phase, Real, Record, SplitName, Step
 from advml.errors import ConfigError
 from advml.methods.nas.common import (
     ArchitectureSearch,
@@ -53,7 +53,7 @@ class CandidateSearch(ArchitectureSearch):
         """The space, the searcher, and what scores."""
         config, context = self.config, self.context
         self.seen = shrunk_spec(self.data.spec, config)
-        network = supernet(context.build(self.seen), "a search over architectures")
+        network = supernet(context.build(self.seen))
         self.space = space_of(network)
         self.choices = Choices(self.space.choices)
         self.searcher: Searcher = self.make_searcher(self.choices, 1)
@@ -64,6 +64,8 @@ class CandidateSearch(ArchitectureSearch):
         if config.estimate.kind == "training" and config.evaluations > 1:
             check_retraining(config.retrain, self.seen, len(self.train_half))
         self.several_networks = config.evaluations > 1
+        if not config.retrain.epochs:
+            self.objective = Objective("best_score", "valid", "max", keep_best=False)
         self.scored: list[tuple[Code, float, int, int]] = []  # code, score, parameters, multiply-adds: by question
         self.met: dict[Code, tuple[float, int, int]] = {}  # the same of each canonical code
         self.shared: SharedWeights | None = None
@@ -151,11 +153,13 @@ class CandidateSearch(ArchitectureSearch):
         return self.space.genotype(max(self.scored, key=lambda row: row[1])[0])
 
     def search_evaluate(self, split: SplitName) -> Metrics:
-        """The best score so far: on the half of the training examples that architectures are judged by."""
+        """The best score so far: the largest of many, on the half of the training examples that judges architectures.
+
+        It is no accuracy of one network, so it is not called so.
+        """
         if split != "valid" or not self.scored or self.config.evaluations == 1:
             return {}
-        best = max(row[1] for row in self.scored)
-        return {"search_mse": -best} if isinstance(self.data.spec.target, Real) else {"search_accuracy": best}
+        return {"best_score": max(row[1] for row in self.scored)}
 
     def search_state(self) -> dict[str, Any]:
         """The searcher and the shared weights."""

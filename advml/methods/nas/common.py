@@ -215,6 +215,9 @@ def shrunk_spec(spec: Spec, config: SearchSettings) -> Spec:
         raise ConfigError("method.pool: needs one image input; use method.pad=0 method.pool=1")
     ((name, (channels, *sides)),) = spec.inputs.items()
     height, width = ((side + 2 * config.pad) // config.pool for side in sides)
+    if not height or not width:
+        shape = "×".join(map(str, sides))
+        raise ConfigError(f"method.pool={config.pool}: leaves nothing of images {shape}; use a smaller one")
     return replace(spec, inputs={name: (channels, height, width)})
 
 

@@ -97,7 +97,7 @@ class Darts(ArchitectureSearch):
                 "precision=bf16: drowns the small differences of gradients that method.order=2 and method.eigenvalue"
                 " take; use precision=float32, or method.order=1 and method.eigenvalue=0"
             )
-        self.network = supernet(context.build(shrunk_spec(self.data.spec, config)), "darts")
+        self.network = supernet(context.build(shrunk_spec(self.data.spec, config)))
         check_kinds(self.network, config.retrain)
         if config.skip_decay and not self.network.config.auxiliary_skip:
             raise ConfigError("method.skip_decay: needs a skip whose weight can fall; use model.auxiliary_skip=true")
@@ -282,10 +282,13 @@ class Darts(ArchitectureSearch):
         return {**super().artifacts(records), **self.monitor.pictures()}
 
 
-def supernet(network: Network, method: str) -> Supernet:
+def supernet(network: Network) -> Supernet:
     """The network, if it is one that can be searched. Raises ConfigError."""
     if not isinstance(network, Supernet):
-        raise ConfigError(f"model: method={method} searches a supernet; use model=darts_cells or model=enas_micro")
+        raise ConfigError(
+            f"model={network.recipe['name']}: is no space of architectures to search; use model=darts_cells or "
+            "model=enas_micro"
+        )
     if set(network.operations) == {"none"}:
         raise ConfigError("model.operations: nothing but none, which no architecture that is found may hold; name more")
     return network

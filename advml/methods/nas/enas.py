@@ -70,7 +70,7 @@ class Enas(ArchitectureSearch):
     def setup_search(self) -> None:
         """The supernet and the controller."""
         config, context = self.config, self.context
-        self.network = supernet(context.build(shrunk_spec(self.data.spec, config)), "enas")
+        self.network = supernet(context.build(shrunk_spec(self.data.spec, config)))
         check_kinds(self.network, config.retrain)
         if self.network.space != "enas_micro":
             raise ConfigError("model: the controller of method=enas draws blocks; use model=enas_micro")

@@ -44,6 +44,13 @@ class RetrainSettings:
     augment: Augment
     block: PositiveInt | None
 
+    def __post_init__(self) -> None:
+        """Each reduction is a cell of its own."""
+        if self.reductions > self.cells:
+            raise ValueError(
+                f"reductions: {self.cells} cells cannot halve the image {self.reductions} times; use fewer"
+            )
+
 
 class Pace:
     """Updates of a phase dealt to steps: `epochs` of `per_epoch` updates, a step being `block` of them or an epoch."""

@@ -58,6 +58,8 @@ class RandomArchitectures(Method):
         else:
             if config.repeats > 1:
                 raise ConfigError("method.repeats: only searches of a table are repeated in one run; use other seeds")
+            if config.marks:
+                raise ConfigError("method.marks: only searches of a table have them; use view=table, or leave it empty")
             if isinstance(context.data.spec.target, Nothing):
                 raise ConfigError("dataset: has no target to train a candidate on; choose another data set")
             self.inner = CandidateSearch(self.searcher)

@@ -82,8 +82,15 @@ class TableSearch(Method):
         return fresh
 
     def _charged(self, count: Count) -> Tensor:
-        """Which questions cost something, bool [questions, R]."""
-        return torch.ones_like(self.fresh) if count == "raw" else self.fresh
+        """Which questions cost something, bool [questions, R]: of those that the search could still afford."""
+        every = torch.ones_like(self.fresh) if count == "raw" else self.fresh
+        return every if self.config.multiply_adds is None else every & self._affordable(every)
+
+    def _affordable(self, every: Tensor) -> Tensor:
+        """Which questions come before the budget of multiply-adds is reached, or reach it, bool [questions, R]."""
+        cost: Tensor = self.known.multiply_adds[self.asked] * every
+        before: Tensor = cost.cumsum(0) - cost
+        return before < float(self.config.multiply_adds)
 
     def _spent(self) -> bool:
         """Have all searches met cells that cost as many multiply-adds as they may?"""
@@ -115,11 +122,8 @@ class TableSearch(Method):
 
     def best(self, count: Count) -> Tensor:
         """After 1, 2, … evaluations the cell of best signal so far, int64 [≤ evaluations, R]."""
-        affordable = None
         charged = self._charged(count)
-        if self.config.multiply_adds is not None:
-            spent = (self.known.multiply_adds[self.asked] * charged).cumsum(0)
-            affordable = spent <= self.config.multiply_adds
+        affordable = None if self.config.multiply_adds is None else self._affordable(charged)
         return trajectory(self.asked, self.known.signal, charged, self.config.evaluations, affordable)
 
     def state_dict(self) -> dict[str, Any]:
@@ -171,12 +175,10 @@ def trajectory(asked: Tensor, signal: Tensor, charged: Tensor, budget: int, affo
     """Of questions [S, R] the one of best signal after 1, 2, … charged ones, as numbers of cells [≤ budget, R].
 
     Of equal signals the first. A search that has fewer charged questions than others keeps its last best.
-    `affordable` [S, R]: questions after the first that is not count for nothing.
+    `affordable` [S, R]: the other questions count for nothing.
     """
     found = signal[asked]
     if affordable is not None:
-        affordable = affordable.clone()
-        affordable[0] = True  # one evaluation is always made
         found = found.masked_fill(~affordable, float("-inf"))
     best = first_best(found)
     counts = charged.cumsum(0)

@@ -111,7 +111,7 @@ def _cell(plain: Any, space: str, where: str) -> Cell:
         nodes = tuple(tuple(Edge(*edge) for edge in node) for node in plain["nodes"])
     except (TypeError, KeyError) as error:
         raise ConfigError(f"{where}: needs inputs, nodes (lists of [operation, source]) and concat") from error
-    if inputs != (1 if space == "nasbench201" else 2):
+    if type(inputs) is not int or inputs != (1 if space == "nasbench201" else 2):
         raise ConfigError(f"{where}: has {inputs!r} inputs, not those of {space}")
     for number, node in enumerate(nodes):
         for operation, source in node:
@@ -122,6 +122,13 @@ def _cell(plain: Any, space: str, where: str) -> Cell:
                 raise ConfigError(f"{where}: node {number} reads state {source!r}, which is not before it")
     if not nodes or not all(nodes) or not concat or not all(_is_state(state, inputs + len(nodes)) for state in concat):
         raise ConfigError(f"{where}: needs edges into every node and an output of states that exist")
+    if min(concat) < inputs or len(set(concat)) < len(concat):
+        raise ConfigError(f"{where}: its output must be nodes, each once, not the states {list(concat)}")
+    full = [list(range(state)) for state in (1, 2, 3)]
+    if space == "nasbench201" and (concat != (3,) or [[edge.source for edge in node] for node in nodes] != full):
+        raise ConfigError(
+            f"{where}: must have three nodes that each read all states before, the last of them its output"
+        )
     return Cell(nodes, concat, inputs)
 
 

@@ -6,8 +6,8 @@ architecture. Codes are what searches draw, change and remember; a genotype is w
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from itertools import combinations, permutations
+from collections.abc import Sequence
+from itertools import combinations
 from math import prod
 from typing import Any, ClassVar
 
@@ -101,24 +101,42 @@ class _Cells(Space):
 
     def canonical(self, code: Code) -> Code:
         half = len(code) // 2
-        return tuple(min(self._orders(code[:half]))) + tuple(min(self._orders(code[half:])))
+        return self._smallest(code[:half]) + self._smallest(code[half:])
 
-    def _orders(self, code: Code) -> Iterator[Code]:
-        """The codes of a cell with its nodes in every order that keeps sources before those who read them."""
-        cell = self._cell(code)
-        for order in permutations(range(self.nodes)):
-            number = {0: 0, 1: 1} | {2 + node: 2 + place for place, node in enumerate(order)}
-            nodes = [tuple(Edge(edge.operation, number[edge.source]) for edge in cell.nodes[node]) for node in order]
-            if all(edge.source < 2 + place for place, node in enumerate(nodes) for edge in node):
-                yield self._code(Cell(tuple(tuple(sorted(node, key=self._rank)) for node in nodes), cell.concat))
+    def _smallest(self, code: Code) -> Code:
+        """The smallest code of a cell with its nodes in any order that keeps sources before those who read them.
+
+        Node by node: of all ways to go on, those whose next part of the code is smallest.
+        """
+        nodes = self._cell(code).nodes
+        orders: list[tuple[int, ...]] = [()]
+        found: Code = ()
+        for place in range(self.nodes):
+            ways = []
+            for order in orders:
+                number = {0: 0, 1: 1} | {2 + node: 2 + at for at, node in enumerate(order)}
+                for node, edges in enumerate(nodes):
+                    if node not in order and all(edge.source in number for edge in edges):
+                        moved = [Edge(edge.operation, number[edge.source]) for edge in edges]
+                        ways.append((self._part(place, sorted(moved, key=self._rank)), (*order, node)))
+            part = min(part for part, _ in ways)
+            orders = [order for other, order in ways if other == part]
+            found += part
+        return found
 
     def _rank(self, edge: Edge) -> tuple[int, int]:
         return edge.source, self.operations.index(edge.operation)
 
+    def _code(self, cell: Cell) -> Code:
+        if len(cell.nodes) != self.nodes:
+            raise ValueError
+        return tuple(value for place, edges in enumerate(cell.nodes) for value in self._part(place, edges))
+
     def _cell(self, code: Code) -> Cell:
         raise NotImplementedError
 
-    def _code(self, cell: Cell) -> Code:
+    def _part(self, place: int, edges: Sequence[Edge]) -> Code:
+        """The code of node number `place`. Raises ValueError or IndexError for one that is not of the space."""
         raise NotImplementedError
 
 
@@ -147,13 +165,10 @@ class DartsCells(_Cells):
             nodes.append((Edge(self.operations[first], low), Edge(self.operations[second], high)))
         return Cell(tuple(nodes), tuple(range(2, 2 + self.nodes)))
 
-    def _code(self, cell: Cell) -> Code:
-        code: list[int] = []
-        for edges, pairs in zip(cell.nodes, self._pairs, strict=True):
-            low, high = sorted(edges, key=lambda edge: edge.source)
-            sources = pairs.index((low.source, high.source))
-            code += [sources, self.operations.index(low.operation), self.operations.index(high.operation)]
-        return tuple(code)
+    def _part(self, place: int, edges: Sequence[Edge]) -> Code:
+        low, high = sorted(edges, key=lambda edge: edge.source)
+        sources = self._pairs[place].index((low.source, high.source))
+        return sources, self.operations.index(low.operation), self.operations.index(high.operation)
 
     def neighbours(self, code: Code) -> list[Code]:
         """Another operation on one edge, or another source for one edge, which keeps its operation."""
@@ -195,14 +210,9 @@ class EnasMicro(_Cells):
             nodes.append((Edge(self.operations[first], one), Edge(self.operations[second], two)))
         return Cell(tuple(nodes), loose_ends(nodes))
 
-    def _code(self, cell: Cell) -> Code:
-        if len(cell.nodes) != self.nodes:
-            raise ValueError
-        code: list[int] = []
-        for one, two in cell.nodes:
-            code += [one.source, two.source]
-            code += [self.operations.index(one.operation), self.operations.index(two.operation)]
-        return tuple(code)
+    def _part(self, place: int, edges: Sequence[Edge]) -> Code:
+        one, two = edges
+        return one.source, two.source, self.operations.index(one.operation), self.operations.index(two.operation)
 
 
 def loose_ends(nodes: Sequence[Sequence[Edge]]) -> tuple[int, ...]:

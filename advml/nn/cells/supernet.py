@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 from advml.config import PositiveInt, settings
 from advml.contracts import Network, Spec
-from advml.errors import ConfigError
+from advml.errors import ConfigError, did_you_mean
 from advml.nn.cells.fused import fused_cell
 from advml.nn.cells.genotype import SPACES, Cell, Edge, Genotype
-from advml.nn.cells.operations import KNOWN, Zero, operation
+from advml.nn.cells.operations import Zero, operation
 from advml.nn.cells.spaces import KINDS, loose_ends
 from advml.nn.cells.stack import Place, Preprocess, image_of, misfit, places, stem
 
@@ -47,6 +47,10 @@ class SupernetSettings:
         """Operations exist and are named once; channels can be divided into parts."""
         if not self.operations or len(set(self.operations)) < len(self.operations):
             raise ValueError("operations: name one or more different operations")
+        if self.reductions > self.cells:
+            raise ValueError(
+                f"reductions: {self.cells} cells cannot halve the image {self.reductions} times; use fewer"
+            )
         if self.channels % self.partial:
             raise ValueError(f"partial: {self.channels} channels cannot be divided into {self.partial} equal parts")
 
@@ -160,13 +164,17 @@ class SuperCell(nn.Module):
         `chosen`: the operations on each edge; () where all are mixed.
         """
         nodes = list(states[2:])
-        if self.loose and chosen:
+        if self.loose and chosen and self.single(chosen):
             read = {source for (_, source), numbers in zip(self.wiring, chosen, strict=True) if numbers}
-            alone = all(len(numbers) <= 1 for numbers in chosen)
-            nodes = [
-                torch.zeros_like(node) if alone and 2 + number in read else node for number, node in enumerate(nodes)
-            ]
+            nodes = [torch.zeros_like(node) if 2 + number in read else node for number, node in enumerate(nodes)]
         return torch.cat(nodes, 1)
+
+    def single(self, chosen: Sequence[Sequence[int]]) -> bool:
+        """Is this one architecture of ENAS: in each block at most two edges, with one operation each?"""
+        edges = [0] * self.nodes
+        for (node, _), numbers in zip(self.wiring, chosen, strict=True):
+            edges[node] += bool(numbers)
+        return max(edges) <= 2 and all(len(numbers) <= 1 for numbers in chosen)
 
 
 class Supernet(Network):
@@ -183,11 +191,15 @@ class Supernet(Network):
 
     @classmethod
     def check(cls, spec: Spec, settings: Any) -> str | None:
-        """Serves one image that is large enough to be halved, and any target but none."""
-        unknown = [name for name in settings.operations if name not in SPACES[cls.space]]
-        if unknown:
-            outside = "" if unknown[0] in KNOWN else "unknown "
-            return f"operations of {cls.space} ({', '.join(SPACES[cls.space])}), not the {outside}{unknown[0]}"
+        """Serves one image that is large enough to be halved, and any target but none.
+
+        Raises ConfigError for an operation that the space does not have.
+        """
+        space = SPACES[cls.space]
+        for name in settings.operations:
+            if name not in space:
+                known = f"{did_you_mean(name, space)}; there are {', '.join(space)}"
+                raise ConfigError(f"model.operations: {cls.space} has no operation {name}{known}")
         return misfit(spec, settings.reductions)
 
     def __init__(self, spec: Spec, settings: SupernetSettings) -> None:
@@ -244,23 +256,18 @@ class Supernet(Network):
     def forward(self, inputs: Mapping[str, Tensor], mix: Mix | None = None, active: Active | None = None) -> Tensor:
         """Logits under a mixture: `mixing()` by default, `selection(genotype)` for one architecture.
 
-        `active` spares the operations that it does not name; without it those whose weight is 0 are spared where the
-        weights lie on the CPU, and none on another device, since looking at them would mean to wait.
+        `active` spares the operations that it does not name; without it those whose weight in `mix` is 0, which are
+        looked at for this: on another device than the CPU that means to wait.
         """
         outputs: Tensor = self.head(self.features(inputs, mix, active))
         return outputs
 
     def actives(self, mix: Mix) -> dict[str, tuple[tuple[int, ...], ...]]:
-        """The operations whose weight is not 0; all, where the weights are not on the CPU."""
-        every = tuple(range(len(self.operations)))
-        chosen = {}
-        for kind in KINDS:
-            if mix[kind].device.type == "cpu":
-                rows = mix[kind].detach().tolist()
-                chosen[kind] = tuple(tuple(o for o in every if row[o] != 0) for row in rows)
-            else:
-                chosen[kind] = tuple(every for _ in self.wiring)
-        return chosen
+        """The operations whose weight is not 0."""
+        rows = {kind: mix[kind].detach().tolist() for kind in KINDS}
+        return {
+            kind: tuple(tuple(o for o, weight in enumerate(row) if weight != 0) for row in rows[kind]) for kind in KINDS
+        }
 
     def selection(self, genotype: Genotype) -> tuple[dict[str, Tensor], dict[str, tuple[tuple[int, ...], ...]]]:
         """(mix, active) under which the supernet computes one architecture: weight 1 on its edges, none elsewhere."""

@@ -124,7 +124,9 @@ class Reinforce:
         return torch.minimum((even >= below).sum(2), self.choices.limits - 1)
 
     def tell(self, points: Tensor, scores: Tensor) -> None:
-        """One step up."""
+        """One step up. A score that is undefined says nothing of how much to move: no step."""
+        if bool((scores <= LOWEST).any()):
+            return
         before = scores if self.baseline is None else self.baseline
         self.logits.grad = -estimate(self.drawn_from, points, scores - before)
         self.optimiser.step()
@@ -175,7 +177,7 @@ class LocalSearch:
         if not self.choices.moves:
             return
         started = self.looked < 0
-        better = scores > self.found_score
+        better = started | (scores > self.found_score)  # of a start whose score is undefined too
         self.found = torch.where(better.unsqueeze(1), points, self.found)
         self.found_score = torch.where(better, scores, self.found_score)
         looked = self.looked + 1
