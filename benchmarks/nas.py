@@ -87,6 +87,8 @@ class Way:
     """A network with its two optimisers and two batches."""
 
     engine: str
+    layout = torch.channels_last
+    """How filters lie in memory."""
     nni = False
     """The space: NNI's, or ours."""
 
@@ -101,7 +103,7 @@ class Way:
         assert isinstance(network, Supernet)
         if self.nni:
             nas_nni.adapt(network)
-        self.network, self.order = network.to(dtype), order
+        self.network, self.order = network.to(dtype, memory_format=self.layout), order
         self.weights, self.architecture = network.weights(), network.architecture()
         self.sgd = torch.optim.SGD(self.weights, LR, MOMENTUM, weight_decay=DECAY)
         self.adam = torch.optim.Adam(self.architecture, 3e-4, (0.5, 0.999), weight_decay=1e-3)
@@ -146,6 +148,7 @@ class Plain(Way):
     """As the original computes."""
 
     engine = "plain"
+    layout = torch.contiguous_format
 
     def hypergradient(self) -> list[Tensor]:
         if self.order == 1:
@@ -200,7 +203,7 @@ class OursInNni(Ours):
 class Nni(Way):
     """As NNI computes; `network` is where it has its weights from."""
 
-    engine, nni = "plain", True
+    engine, nni, layout = "plain", True, torch.contiguous_format
 
     def __init__(self, channels: int, order: int, dtype: torch.dtype, images: int = 16) -> None:
         import nas_nni
