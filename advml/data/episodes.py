@@ -215,11 +215,13 @@ def _check_classes(spec: Spec, config: EpisodesSettings) -> None:
 
 def _check_family(config: EpisodesSettings) -> None:
     """Raises ConfigError where settings ask functions for classes."""
-    for key in ("ways", "train_ways"):
+    for key in ("ways", "train_ways", "valid_classes", "test_classes"):
         if (value := getattr(config, key)) is not None:
             raise ConfigError(
                 f"view.{key}={value}: tasks of this data set have no classes; use view=episodes_regression"
             )
+    if config.split != "random":
+        raise ConfigError(f"view.split={config.split}: this data set has no split; use view=episodes_regression")
     if config.rotations != "none":
         raise ConfigError(f"view.rotations={config.rotations}: needs square images; use view=episodes_regression")
 

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
+from math import prod
 from typing import ClassVar, Literal, NamedTuple
 
 import torch
@@ -44,9 +46,15 @@ def expand(network: nn.Module | Mapping[str, Tensor], copies: int) -> Parameters
 
 
 def _bare(network: Network, seen: Seen, native: bool, remember: bool) -> Network:
-    """The form of the network: the same parameters under the same names, batch norms without running averages."""
+    """The form of the network: the same parameters under the same names, batch norms without running averages.
+
+    Nothing in it works in place: what a layer gave is differentiated by after the next one has read it.
+    """
     shared = {id(parameter): parameter for parameter in network.parameters()}
     bare = copy.deepcopy(network, shared)
+    for module in bare.modules():
+        if getattr(module, "inplace", False):
+            module.inplace = False  # type: ignore[assignment]
     for module in () if remember else list(bare.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, _BatchNorm):
@@ -301,32 +309,61 @@ def make_replicas(network: Network, engine: Engine = "auto", examples: int | Seq
 def chain_of(network: Network) -> list[tuple[str, nn.Module]]:
     """(name, module) of the layers in the order of their calls, for a network that is nothing but a chain of them.
 
-    A trial tells: the first layer reads the flattened inputs, each other one the very output of that before it, and
-    the last gives the network's outputs. Raises Unsuited for all other networks.
+    A trial tells: the first layer reads the flattened inputs, each other one the very output of that before it, which
+    nothing has changed meanwhile, and the last gives the network's outputs. Parameters are used once. Raises Unsuited
+    for all other networks.
     """
-    calls: list[tuple[str, nn.Module, Tensor, Tensor]] = []
+    calls: list[Trial] = []
     leaves = {name: module for name, module in network.named_modules() if not list(module.children())}
     refusal = Unsuited("engine: batched serves chains of linear layers, norms and activations (mlp, linear); use auto")
     if not hasattr(network, "recipe") or not all(map(_is_served, leaves.values())):
         raise refusal
     hooks = [
-        module.register_forward_hook(lambda module, given, got, name=name: calls.append((name, module, given[0], got)))
+        module.register_forward_hook(
+            lambda module, given, got, name=name: calls.append(Trial(name, module, given[0], got, given[0].clone()))
+        )
         for name, module in leaves.items()
     ]
     example = next(network.parameters())
     shapes = Spec.from_dict(network.recipe["spec"]).inputs
-    inputs = {name: example.new_full((2, *shape), 0.5) for name, shape in shapes.items()}
+    sizes = {name: prod(shape) for name, shape in shapes.items()}
+    # Numbers of both signs, large and all different: whoever turns, cuts off or permutes them is seen.
+    rows = (100 * torch.arange(2 * sum(sizes.values()), dtype=torch.float64).sin()).to(example).view(2, -1)
+    parts = rows.split(list(sizes.values()), 1)
+    inputs = {name: part.reshape(2, *shapes[name]) for name, part in zip(shapes, parts, strict=True)}
     with torch.no_grad():
         outputs = network(inputs)
     for hook in hooks:
         hook.remove()
-    rows = torch.cat([values.flatten(1) for values in inputs.values()], 1)
-    links = [given is before for (_, _, given, _), (_, _, _, before) in zip(calls[1:], calls, strict=False)]
-    owned = {f"{name}.{own}" for name, module, _, _ in calls for own, _ in module.named_parameters()}
-    whole = owned == {name for name, _ in network.named_parameters()}
-    if not whole or not calls or not all(links) or not torch.equal(calls[0][2], rows) or calls[-1][3] is not outputs:
+    refused = (
+        not calls
+        or not torch.equal(calls[0].read, rows)
+        or any(after.given is not before.got for before, after in pairwise(calls))
+        or calls[-1].got is not outputs
+        or _changed_between(calls, outputs)
+    )
+    owned = [f"{call.name}.{own}" for call in calls for own, _ in call.module.named_parameters()]
+    if refused or sorted(owned) != sorted(name for name, _ in network.named_parameters()):
         raise refusal
-    return [(name, module) for name, module, _, _ in calls]
+    return [(call.name, call.module) for call in calls]
+
+
+class Trial(NamedTuple):
+    """A layer's call: the tensor that it was given and the one that it gave, and a copy of what it read."""
+
+    name: str
+    module: nn.Module
+    given: Tensor
+    got: Tensor
+    read: Tensor
+
+
+def _changed_between(calls: Sequence[Trial], outputs: Tensor) -> bool:
+    """Did something work in place on what a layer gave, before the next one read it or it was handed out?"""
+    with torch.no_grad():
+        gave = [call.module(call.read) for call in calls]
+    later = [*(call.read for call in calls[1:]), outputs]
+    return not all(map(torch.equal, gave, later))
 
 
 def has_batch_norm(network: nn.Module) -> bool:

@@ -41,6 +41,14 @@ def test_the_seed_of_the_division_may_be_held(shown):
         (["dataset=iris", "view=episodes"], "view.rotations=classes: needs square images; use view.rotations=none"),
         (["dataset=digits", "view=episodes_regression"], "view.ways=null: this data set has classes"),
         (["dataset=sinusoid", "view=episodes"], "view.ways=5: tasks of this data set have no classes; use view="),
+        (
+            ["dataset=sinusoid", "view=episodes_regression", "view.valid_classes=3"],
+            "view.valid_classes=3: tasks of this data set have no classes",
+        ),
+        (
+            ["dataset=sinusoid", "view=episodes_regression", "view.split=dataset"],
+            "view.split=dataset: this data set has no split",
+        ),
         (["dataset=sinusoid", "view=episodes_regression", "view.rotations=augment"], "view.rotations=augment: needs"),
         (["dataset=digits", "view=episodes", "view.ways=1"], "view.ways: must be"),
         (["dataset=digits", "view=episodes", "view.test_classes=1.5"], "view.test_classes: must be"),

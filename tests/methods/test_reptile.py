@@ -205,7 +205,7 @@ def test_gradients_are_counted(play):
     """5 classes of 4 examples in batches of 6, 6, 6, 2, 6."""
     words = ("view.train_shots=4", "method.inner_batch_size=6", "method.steps=5", "method.tasks=2")
     played = start(play, *words, "method.iterations=1", "method.block=1").go()
-    assert played.budget.counts == {"samples": 40, "updates": 1, "gradients": 2 * 26}
+    assert played.budget.counts == {"samples": 2 * 26, "updates": 1, "gradients": 2 * 26}
 
 
 @pytest.mark.parametrize("model", ["mlp", "batch", "conv4", "group", "cnn", "linear"])

@@ -224,7 +224,44 @@ class Loose(Scaled):
     forward = Network.forward
 
 
-@pytest.mark.parametrize("cls", [Sum, Scaled, Loose])
+class Twice(Scaled):
+    """A layer that is used twice."""
+
+    def features(self, inputs):
+        return self.hidden(self.hidden(*inputs.values()))
+
+    forward = Network.forward
+
+
+class Once(Twice):
+    """A chain."""
+
+    def features(self, inputs):
+        return self.hidden(*inputs.values())
+
+
+class Turned(Twice):
+    """The inputs in another order."""
+
+    def features(self, inputs):
+        return self.hidden(next(iter(inputs.values())).flip(1))
+
+
+class Cut(Twice):
+    """The inputs within bounds."""
+
+    def features(self, inputs):
+        return self.hidden(next(iter(inputs.values())).clamp(0, 1))
+
+
+class Overwritten(Twice):
+    """Something between two layers that works in place."""
+
+    def features(self, inputs):
+        return self.hidden(*inputs.values()).relu_()
+
+
+@pytest.mark.parametrize("cls", [Sum, Scaled, Loose, Twice, Turned, Cut, Overwritten])
 def test_what_is_no_chain_is_refused_and_served_otherwise(cls):
     network = cls({"spec": ROW.to_dict()})
     with pytest.raises(Unsuited, match=r"^engine: batched serves"):
@@ -232,6 +269,23 @@ def test_what_is_no_chain_is_refused_and_served_otherwise(cls):
     assert not isinstance(make_replicas(network), Batched)
     with pytest.raises(Unsuited):
         make_replicas(conv4("none"), "batched")
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.LeakyReLU, nn.ELU, nn.SiLU])
+def test_activations_in_place_do_not_spoil_the_gradients(activation):
+    network = Once({"spec": ROW.to_dict()}).double()
+    layers = nn.Linear(5, 6), activation(inplace=True), nn.Linear(6, 5), activation(inplace=True)
+    network.hidden = nn.Sequential(*layers).double()
+    inputs, values = {"x": torch.randn(3, 6, 5).double()}, dict(network.named_parameters())
+    found = [
+        make_replicas(network, engine).gradients_at(
+            values, list(values), inputs, lambda outputs: outputs.square().sum(), False, False
+        )
+        for engine in ("batched", "loop")
+    ]
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-12)
+    assert layers[1].inplace  # the network itself is left as it is
 
 
 def test_two_inputs_are_joined_in_their_order():

@@ -115,8 +115,8 @@ class MetaLearner(Method):
         if config.clip_norm is not None:
             clip_gradients(self.optimiser.parameters, config.clip_norm)
         self.optimiser.step()
-        examples = examples_of(tasks.support) + examples_of(tasks.query)
-        self.context.count(samples=examples, updates=1, gradients=self.gradients_of(tasks))
+        passes = self.gradients_of(tasks)
+        self.context.count(samples=passes, updates=1, gradients=passes)
         return loss
 
     def differentiate(self, tasks: Tasks) -> Tensor:

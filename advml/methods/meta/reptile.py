@@ -81,7 +81,7 @@ class Reptile(MetaLearner):
             clip_gradients(self.optimiser.parameters, config.clip_norm)
         self.optimiser.step()
         self.optimiser.zero_grad()
-        self.context.count(samples=examples_of(tasks.support), updates=1, gradients=gradients)
+        self.context.count(samples=gradients, updates=1, gradients=gradients)
         return loss
 
     def _learn(self, tasks: Tasks, iteration: int) -> tuple[Tensor, int]:
