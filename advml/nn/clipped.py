@@ -105,8 +105,7 @@ def _closed(network: Network, batches: Iterable[Batch], loss: Loss, clip: float)
 
     def norms_of(batch: Batch) -> tuple[Tensor, Tensor]:
         """The norm of each example's gradient [B], and the loss summed; the calls of layers stay in `watch`."""
-        with watch.over(len(batch.target)):
-            outputs = network(batch.inputs)
+        outputs = watch.outputs(network, batch.inputs)
         leaf = outputs.detach().requires_grad_()
         value = loss(leaf, batch) * len(batch.target)  # the sum over examples: each row of its gradient is one's own
         (direction,) = torch.autograd.grad(value, leaf)

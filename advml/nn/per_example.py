@@ -116,8 +116,7 @@ def _closed(network: Network, batches: Iterable[Batch], directions: Directions, 
     keep_freed_memory()
     watch = Watch(network, _Folding(fold))
     for batch in batches:
-        with watch.over(len(batch.target)):
-            outputs = network(batch.inputs)
+        outputs = watch.outputs(network, batch.inputs)
         for direction in directions(outputs.detach(), batch.target):
             sources = [watch.source, *parameters.values()]
             found = torch.autograd.grad(outputs, sources, direction, retain_graph=True, allow_unused=True)

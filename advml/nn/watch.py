@@ -8,7 +8,7 @@ inputs what they need of each example's own gradient (sums of squares: `advml.nn
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
@@ -102,6 +102,22 @@ class Watch(TorchFunctionMode, Generic[Kind]):
         self.calls: dict[str, Kind] = {}
         self.source = torch.zeros((), requires_grad=True)
         self.examples = 0
+        self.doubtful = False  # is there a layer of which two dimensions might be the examples?
+
+    def outputs(self, network: nn.Module, inputs: Mapping[str, Tensor]) -> Tensor:
+        """The network's outputs for a batch, its layers' calls noted. Raises Unsuited where they do not fit.
+
+        Of rows [L, B, F] with L = B it is not seen which dimension the examples are: one example more tells.
+        """
+        count = len(next(iter(inputs.values())))
+        with self.over(count):
+            outputs: Tensor = network(inputs)
+        if self.doubtful:
+            calls, self.doubtful = self.calls, False
+            with torch.no_grad(), self.over(count + 1):
+                network({name: torch.cat([values, values[:1]]) for name, values in inputs.items()})
+            self.calls, self.doubtful = calls, False
+        return outputs
 
     def over(self, examples: int) -> Watch[Kind]:
         """Forget earlier calls and expect those of a batch of `examples`."""
@@ -124,6 +140,7 @@ class Watch(TorchFunctionMode, Generic[Kind]):
         if torch.is_autocast_enabled(inputs.device.type):
             raise Unsuited("engine closed needs one precision: it does not work under autocast")
         self.calls[name] = call
+        self.doubtful |= inputs.dim() == 3 and inputs.shape[1] == self.examples
 
     def _tapped(self, name: str, inputs: Tensor, call: Kind, output: Tensor) -> Tensor:
         self._noted(name, inputs, call)

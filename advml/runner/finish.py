@@ -66,7 +66,7 @@ def finish(folder: RunFolder, bound: Bound, loop: Loop, view: Any) -> None:
     artifacts.write(folder, made, draw=bound.run.figures)
 
     objective = loop.objective
-    counted = None if getattr(method, "several_networks", False) else loop.budget.counts.get("samples")
+    counts = {} if getattr(method, "several_networks", False) else loop.budget.counts
     source = {**metrics[objective.split], **(summary if objective.metric in summary else {})}
     result = {
         "method": bound.method.name,
@@ -87,7 +87,7 @@ def finish(folder: RunFolder, bound: Bound, loop: Loop, view: Any) -> None:
         "budget": {
             "steps": progress.total,
             **loop.budget.counts,
-            "flops_estimate": flops_estimate(network, counted),
+            "flops_estimate": flops_estimate(network, counts.get("samples"), counts.get("gradients", 0)),
         },
         "seconds": round(progress.seconds, 3),
         "peak_memory_mb": peak_memory_mb(),
@@ -131,8 +131,9 @@ def save_network(folder: RunFolder, network: Network, states: Mapping[str, Any],
     files.write_atomic(folder / "checkpoints/model.pt", buffer.getvalue())
 
 
-def flops_estimate(network: Network | None, samples: int | None) -> int | None:
-    """Forward FLOPs of one example × 3 (a backward pass costs about two forward ones) × samples; None if unknown.
+def flops_estimate(network: Network | None, samples: int | None, gradients: int = 0) -> int | None:
+    """Forward FLOPs of one example × (samples + 2 · gradients), a backward pass costing about two forward ones; None if
+    unknown.
 
     None too where not all that the network computes can be counted.
     """
@@ -151,7 +152,7 @@ def flops_estimate(network: Network | None, samples: int | None) -> int | None:
         return None
     finally:
         network.train(training)
-    return 3 * counter.total * samples
+    return counter.total * (samples + 2 * gradients)
 
 
 def peak_memory_mb() -> dict[str, float]:

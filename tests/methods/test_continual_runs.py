@@ -79,7 +79,7 @@ def test_no_validation_split(inside, method):
 def test_no_test_split(inside):
     run = advml.run(*small("ewc", "task"), *QUIET, "dataset.test=0")
     assert {record["split"] for record in run.records} == {"train", "valid"}
-    assert run.result["summary"] == {}
+    assert set(run.result["summary"]) == {"memory_parameters", "memory_examples", "memory_bytes"}
     assert not (run.folder / "artifacts/accuracy_matrix.csv").exists()
 
 
@@ -122,6 +122,14 @@ def test_the_confusion_of_all_tasks(inside):
     of_tasks = [np.trace(counts[i : i + 2, i : i + 2]) / counts[i : i + 2].sum() for i in range(0, 10, 2)]
     assert of_tasks == pytest.approx([found[f"accuracy/task{n}"] for n in range(1, 6)])
     assert (run.folder / "figures/confusion_matrix.png").exists()
+
+
+def test_the_memory_is_told_without_test_examples_too(inside):
+    run = advml.run(*small("replay", "task"), *QUIET, "dataset.test=0", "baselines=off")
+    header, *rows = read_csv(run.folder / "artifacts/memory.csv")
+    assert [row[0] for row in rows] == ["task1", "task2", "task3"]
+    assert run.result["summary"] == {name: int(value) for name, value in zip(header[1:], rows[-1][1:], strict=True)}
+    assert not (run.folder / "artifacts/accuracy_matrix.csv").exists()
 
 
 def test_the_memory_held_after_each_task(inside):

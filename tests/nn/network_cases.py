@@ -48,6 +48,13 @@ class Sequence(Network):
         return torch.tanh(self.layer(inputs["x"].reshape(-1, 3, 2))).sum(1)
 
 
+class PlacesFirst(Sequence):
+    """The same, its places in the first dimension and the examples in the second."""
+
+    def features(self, inputs):
+        return torch.tanh(self.layer(inputs["x"].reshape(-1, 3, 2).transpose(0, 1))).sum(0)
+
+
 class Rows(Sequence):
     """The same, its parts brought into two dimensions: more rows than examples."""
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from fisher_cases import KINDS, by_definition, close, examples, mlp, seeded
-from network_cases import CONVOLUTIONS, SUITED, UNSUITED, Convolutional, Images
+from network_cases import CONVOLUTIONS, SUITED, UNSUITED, Convolutional, Images, PlacesFirst, Sequence
 from torch import nn
 
 from advml.contracts import Classes, Spec, Split
@@ -20,6 +20,16 @@ def test_other_networks_fall_back_to_the_loop(network, kind):
     with pytest.raises(ValueError, match="engine closed needs"):
         fisher_diagonal(network, split, kind=kind, engine="closed")
     close(fisher_diagonal(network, split, kind=kind), by_definition(network, split, kind))
+
+
+@pytest.mark.parametrize("count", [3, 5])
+def test_places_are_no_examples_though_there_be_as_many(count):
+    network, split = PlacesFirst().double(), examples(count)
+    with pytest.raises(ValueError, match="on one row for each example"):
+        fisher_diagonal(network, split, kind="empirical", engine="closed")
+    served = Sequence().double()
+    for one, engine in ((network, "auto"), (served, "closed")):
+        close(fisher_diagonal(one, split, kind="empirical", engine=engine), by_definition(one, split, "empirical"))
 
 
 @pytest.mark.parametrize("layers", CONVOLUTIONS)

@@ -307,7 +307,8 @@ class TestFlops:
         with FlopCounterMode(display=False) as theirs, torch.no_grad():
             network.eval()({"image": torch.zeros(1, 3, 12, 12)})
         network.train()
-        assert flops_estimate(network, 7) == 3 * theirs.get_total_flops() * 7
+        assert flops_estimate(network, 7, 7) == 3 * theirs.get_total_flops() * 7
+        assert flops_estimate(network, 7, 2) == (7 + 2 * 2) * theirs.get_total_flops()  # five only looked at
         assert network.training
 
     def test_by_hand(self):

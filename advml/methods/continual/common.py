@@ -216,20 +216,25 @@ class Continual(Method):
 
     def summary(self, records: Sequence[Record]) -> Metrics:
         """ACC, BWT, FWT, forgetting and learning accuracy of a complete run, on the test split; the memory held."""
-        rows = self._rows(records)
-        before = rows.pop("start", None)
+        rows, held = self._rows(records), memory_held(records)
+        before, memory = rows.pop("start", None), held[-1] if held else {}
         if len(rows) < len(self.stream):
-            return {}
+            return memory if len(held) == len(self.stream) else {}
         # Where tasks have outputs of their own, those of an unseen task are untrained: nothing can be transferred.
         shared = self.stream.scenario == "domain"
         found = summarise(list(rows.values()), before if shared else None)
-        return {f"test_{name}": value for name, value in found.items()} | memory_held(records)[-1]
+        return {f"test_{name}": value for name, value in found.items()} | memory
 
     def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
-        """The accuracy matrix R, before any training and after each task; the confusion of all tasks at the end."""
-        rows = self._rows(records)
+        """The accuracy matrix R, before any training and after each task; the confusion of all tasks at the end; the
+        memory held. Of accuracies nothing where a task has no test examples.
+        """
+        rows, held = self._rows(records), memory_held(records)
+        columns = list(held[0]) if held else []
+        memory = [[task.name, *row.values()] for task, row in zip(self.stream, held, strict=False)]
+        made: dict[str, Artifact] = {"memory": Table(["task", *columns], memory)} if held or rows else {}
         if not rows:
-            return {}
+            return made
         labels = {task.name: f"{task.name} ({task.label})" for task in self.stream}
         named = ["before" if name == "start" else f"after {name}" for name in rows]
         title = f"Test accuracy, {self.stream.scenario}-incremental"
@@ -237,14 +242,7 @@ class Continual(Method):
             list(rows.values()), named, list(labels.values()), "trained up to", "tested on", title, "accuracy",
             limits=(0.0, 1.0),
         )  # fmt: skip
-        held = memory_held(records)
-        names = list(held[0]) if held else []
-        memory = [[task.name, *row.values()] for task, row in zip(self.stream, held, strict=False)]
-        return {
-            "accuracy_matrix": matrix,
-            "confusion_matrix": self._confusion(),
-            "memory": Table(["task", *names], memory),
-        }
+        return {"accuracy_matrix": matrix, "confusion_matrix": self._confusion(), **made}
 
     def _confusion(self) -> Heatmap:
         """Of the test examples of all tasks begun, each behind its own task's mask."""
