@@ -247,12 +247,14 @@ class Needs:
     """What a method asks of the other choices, as data: compared before any work starts.
 
     `model`: does it train a network? A tuple of views: any of these; of a table of results no network is trained.
+    `scenarios`: of a stream, those that it serves; () = all.
     """
 
     view: str | tuple[str, ...] = "plain"
     targets: tuple[type, ...] = (Classes, Real)
     model: bool = True
     precisions: tuple[str, ...] = ("float32", "float64", "bf16")
+    scenarios: tuple[str, ...] = ()
 
 
 Record = Mapping[str, Any]

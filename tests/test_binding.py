@@ -178,6 +178,11 @@ class TestFit:
             "precision=bf16: method=supervised does not support it; use float32 or float64"
         ]
 
+    def test_scenario(self, said):
+        assert said("method=packnet", "view=stream_class") == [
+            "view.scenario=class: method=packnet serves the scenario task only; use view.scenario=task"
+        ]
+
     def test_view(self, said):
         assert said("view=stream") == [
             "view=stream: method=supervised reads a plain or modalities view, not stream; use view=plain or modalities"

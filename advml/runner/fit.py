@@ -53,6 +53,12 @@ def check_fit(bound: Bound) -> None:
     elif spec.drawn and not getattr(bound.view.cls, "undivided", False):
         mistakes.append(f"{dataset}: draws tasks, which {method} cannot read; use another data set")
     else:
+        scenario = getattr(bound.view.settings, "scenario", None)
+        if needs.scenarios and scenario not in needs.scenarios:
+            wanted = " or ".join(needs.scenarios)
+            mistakes.append(
+                f"view.scenario={scenario}: {method} serves the scenario {wanted} only; use view.scenario={wanted}"
+            )
         spec = bound.view.cls.view_spec(spec, bound.view.settings)
         if not isinstance(spec.target, needs.targets):
             wanted = " or ".join(target.__name__.lower() for target in needs.targets)

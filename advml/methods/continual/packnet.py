@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,15 +36,11 @@ class PackNet(Continual):
     """
 
     settings = Settings
+    needs = replace(Continual.needs, scenarios=("task",))  # it must be told which task an example is of
 
     def setup(self, context: Context) -> None:
         """All weights are task 1's, until it gives some up."""
         super().setup(context)
-        if self.stream.scenario != "task":
-            raise ConfigError(
-                f"view.scenario={self.stream.scenario}: packnet has other weights for each task and must be told which "
-                "it is; use view.scenario=task"
-            )
         places = [task.outputs.nonzero().flatten().tolist() for task in self.stream]
         self.packed = PackedNetwork(self.network, places)
         self._enough_for_all()

@@ -8,7 +8,6 @@ from typing import Any, Literal
 
 from advml.config import PositiveInt, settings
 from advml.contracts import At, Classes, Context, Network, Step
-from advml.errors import ConfigError
 from advml.methods.continual.common import Continual, ContinualSettings
 from advml.models.progressive import ProgressiveNetwork
 from advml.nn.optimisers import make_optimiser
@@ -30,16 +29,12 @@ class Progressive(Continual):
     """
 
     settings = Settings
+    needs = replace(Continual.needs, scenarios=("task",))  # it must be told which task an example is of
     several_networks = True  # columns, each of which costs more than the one before
 
     def setup(self, context: Context) -> None:
         """The first column."""
         super().setup(context)
-        if self.stream.scenario != "task":
-            raise ConfigError(
-                f"view.scenario={self.stream.scenario}: progressive has a column for each task and must be told which "
-                "it is; use view.scenario=task"
-            )
         self._start(1)
 
     def _start(self, columns: int) -> None:
