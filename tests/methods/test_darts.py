@@ -287,7 +287,7 @@ def test_paces_and_schedules():
 @pytest.mark.parametrize(
     ("words", "line"),
     [
-        (["model=mlp"], "method=darts searches a supernet; use model=darts_cells or model=enas_micro"),
+        (["model=mlp"], "model=mlp: is no space of architectures to search; use model=darts_cells or model=enas_micro"),
         (["method.retrain.reductions=4"], "method.retrain"),
         (["method.batch_size=1"], "method.batch_size"),
         (["method.stop.kind=eigenvalue"], "method.eigenvalue"),
