@@ -13,7 +13,7 @@ from typing import Any
 from advml.compose import compose, with_overrides
 from advml.config import GROUPS, bind
 from advml.errors import ConfigError
-from advml.runner.fit import check_fit
+from advml.runner.fit import check_fit, learns_target
 from advml.runner.folder import RunFolder
 from advml.runner.identity import identity
 from advml.runner.jobs import Ended, Job, finished, here
@@ -27,9 +27,10 @@ def plan(
 ) -> dict[str, dict[str, Any]]:
     """Name → configuration of each baseline of the run with the configuration `tree`, checked.
 
-    `options`: --config-dir and its folder. One that would be the run itself is left out. Raises ConfigError with the
-    mistakes of all; if there is a `note`, it is told them instead, and those baselines are left out: a saved run goes
-    on though the file of a baseline is gone. Under torchrun there are none: its processes serve one run.
+    `options`: --config-dir and its folder. One that would be the run itself is left out, and one whose method does not
+    learn what the view asks for (nearest neighbours beside MAML on sine waves). Raises ConfigError with the mistakes of
+    all; if there is a `note`, it is told them instead, and those baselines are left out: a saved run goes on though the
+    file of a baseline is gone. Under torchrun there are none: its processes serve one run.
     """
     check_fit(bind(tree))  # a mistake of the run itself is told once, and as the run's
     if under_torchrun() is not None:
@@ -39,7 +40,10 @@ def plan(
     for name, words in tree["baselines"].items():
         try:
             changed = _changed(tree, words, options)
-            check_fit(bind(changed))
+            bound = bind(changed)
+            if not learns_target(bound):
+                continue
+            check_fit(bound)
         except ConfigError as error:
             cure = "change it, or run with baselines=off" if note is None else "the run goes on without it"
             mistakes += [f"baselines.{name}: {one}; {cure}" for one in error.mistakes]

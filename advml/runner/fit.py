@@ -37,7 +37,7 @@ def check_fit(bound: Bound) -> None:
     if bound.model.name != "none" and not needs.model:
         mistakes.append(f"{model}: {method} trains no network; use model=none")
 
-    spec: Spec = reduced_spec(bound.dataset.cls(bound.dataset.settings).spec(), bound.dataset.settings)
+    spec = _spec_of(bound)
     if views == ("none",):
         if bound.dataset.name != "none":
             mistakes.append(f"{dataset}: {method} uses no data; use dataset=none")
@@ -74,6 +74,17 @@ def check_fit(bound: Bound) -> None:
             mistakes.append(f"{model}: needs {reason}, but {dataset} gives {shapes}; try model=mlp or another data set")
     if mistakes:
         raise ConfigError(mistakes)
+
+
+def learns_target(bound: Bound) -> bool:
+    """Whether its method learns what its view asks for (classes, numbers, …). Raises ConfigError."""
+    return isinstance(
+        bound.view.cls.view_spec(_spec_of(bound), bound.view.settings).target, bound.method.cls.needs.targets
+    )
+
+
+def _spec_of(bound: Bound) -> Spec:
+    return reduced_spec(bound.dataset.cls(bound.dataset.settings).spec(), bound.dataset.settings)
 
 
 def _views_of_kind(kind: str) -> Iterator[str]:

@@ -45,6 +45,13 @@ class TestPlan:
     def test_the_run_itself_is_no_baseline(self):
         assert planned("method=supervised", "model=linear") == {}
 
+    @pytest.mark.parametrize("method", ["maml", "anil", "maml_pp"])
+    def test_only_those_that_learn_what_is_asked_for(self, method):
+        assert list(planned(f"method={method}")) == ["pretrained"]  # sine waves have no classes
+        found = planned(f"method={method}", "view=episodes", "dataset=digits", "model=conv4", "method.iterations=7")
+        assert list(found) == ["pretrained", "pretrain_finetune", "nearest_neighbour"]
+        assert found["pretrain_finetune"]["method"]["iterations"] == 7
+
     @pytest.mark.parametrize("word", ["baselines=off", "baselines=false"])
     def test_off(self, word):
         assert planned("method=ewc", word) == {}
