@@ -20,6 +20,7 @@ STYLES = {
     "completed": "green", "pruned": "green", "failed": "red", "killed": "red", "crashed": "red",
     "interrupted": "yellow",
 }  # fmt: skip
+MOST_WAITING = 8  # jobs that were not started and are told one by one
 
 
 class JobsShown:
@@ -81,16 +82,21 @@ class JobsShown:
 
 
 def show_jobs(ends: Sequence[Ended]) -> None:
-    """All jobs: name, state, objective, seconds of training."""
+    """All jobs: name, state, objective, seconds of training. Of many that were not started, how many they are."""
     table = Table()
     table.add_column("job", overflow="fold")
     table.add_column("state")
     table.add_column("objective", justify="right")
     table.add_column("seconds", justify="right")
+    waiting = sum(end.state == "not started" for end in ends)
     for end in ends:
+        if end.state == "not started" and waiting > MOST_WAITING:
+            continue
         objective = "–" if end.objective is None else f"{end.objective:.4g}"
         seconds = "–" if end.seconds is None else f"{end.seconds:.1f}"
         table.add_row(Text(end.job.name), _state(end.state), objective, seconds)
+    if waiting > MOST_WAITING:
+        table.add_row(f"{waiting} more", _state("not started"), "–", "–")
     Console().print(table)
 
 

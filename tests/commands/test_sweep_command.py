@@ -166,6 +166,13 @@ class TestInThisProcess:
         assert set(steps_of(inside).values()) == {1}
         assert len(steps_of(inside)) == 120
 
+    def test_of_many_that_were_not_started_how_many(self, run_cli, inside):
+        words = ("method.lr=1e30,0.1", "method.optimiser=sgd", *TINY, "model=mlp", "sweep.fail_fast=true")
+        told = table_of(run_cli("sweep", *words, "seed=0,1,2,3"))  # 7 of 8 wait
+        assert [state for state, _ in told.values()] == ["failed"] + ["not started"] * 7
+        told = table_of(run_cli("sweep", *words, "seed=5,6,7,8,9"))
+        assert list(told.items())[1:] == [("9 more", ("not started", "–"))]
+
     def test_fail_fast(self, run_cli, inside):
         words = ("method.lr=1e30,0.1", "method.optimiser=sgd", *TINY, "model=mlp")
         said = run_cli("sweep", *words, "sweep.fail_fast=true")
