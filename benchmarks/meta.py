@@ -2,6 +2,7 @@
 
     python benchmarks/meta.py                 beside all that is installed: pip install torchopt higher
     python benchmarks/meta.py --compile       also ours compiled (method.compile=true), on sine waves: minutes more
+    python benchmarks/meta.py --device cuda   on a GPU, where times are of the clock on the wall
 
 Settings: a perceptron 1-40-40-1 on 25 tasks of 10 points (sine waves), 1 and 5 inner steps of rate 0.01; and MAML's
 Omniglot network (4 blocks of 64 channels, stride 2, batch norm by the batch at hand) on 5-way 1-shot tasks, one inner
@@ -50,15 +51,17 @@ def main() -> None:
     parser.add_argument("--image-tasks", type=int, default=32, help="tasks of images in a meta-iteration (MAML: 32)")
     parser.add_argument("--only", choices=["sine", "images"], default=None)
     parser.add_argument("--compile", action="store_true")
+    parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(machine())
     if options.only != "images":
         for steps in (1, 5):
-            compare(f"sine waves, {steps} inner step(s)", sines(steps), options.repeats, options.compile, warm=2)
+            setting = sines(steps).on(options.device)
+            compare(f"sine waves, {steps} inner step(s)", setting, options.repeats, options.compile, warm=2)
     if options.only != "sine":
         for queries in (1, 15):
-            setting = images(queries, options.image_tasks)
+            setting = images(queries, options.image_tasks).on(options.device)
             compare(f"conv4-64, {5 * queries} queries a task", setting, max(3, options.repeats // 9))
 
 
@@ -86,11 +89,23 @@ class Setting:
         self.settings = replace(bound.method.settings, steps=steps, inner_lr=rate, tasks=len(tasks.query.target))
         self.network = build(bound.model.name, bound.model.settings, spec, seed=0)
 
+    @property
+    def device(self) -> str:
+        """cpu or cuda."""
+        return self.tasks.query.target.device.type
+
+    def on(self, device: str) -> Setting:
+        """The same on another device."""
+        return self._with(lambda values: values.to(device))
+
     def as_type(self, dtype: torch.dtype) -> Setting:
-        """The same in another type."""
+        """The same in another type of floats."""
+        return self._with(lambda values: values.to(dtype) if values.is_floating_point() else values)
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> Setting:
         other = copy.copy(self)
-        other.network = copy.deepcopy(self.network).to(dtype)
-        other.tasks = Tasks(*(_as_type(half, dtype) for half in self.tasks))
+        other.network = copy.deepcopy(self.network)._apply(change)
+        other.tasks = Tasks(*(_changed(half, change) for half in self.tasks))
         return other
 
     def each(self) -> list[tuple[Batch, Batch]]:
@@ -99,9 +114,8 @@ class Setting:
         return [tuple(_nth(half, number) for half in self.tasks) for number in count]  # type: ignore[misc]
 
 
-def _as_type(batch: Batch, dtype: torch.dtype) -> Batch:
-    target = batch.target.to(dtype) if batch.target.is_floating_point() else batch.target
-    return Batch({name: values.to(dtype) for name, values in batch.inputs.items()}, target)
+def _changed(batch: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+    return Batch({name: change(values) for name, values in batch.inputs.items()}, change(batch.target))
 
 
 def _nth(batch: Batch, number: int) -> Batch:
@@ -170,7 +184,7 @@ def torchopt_way(setting: Setting) -> Gradients:
         begin = torchopt.extract_state_dict(network, by="reference", detach_buffers=True)
         state = torchopt.extract_state_dict(inner, by="reference")
         start = list(network.parameters())
-        total = torch.zeros((), dtype=start[0].dtype)
+        total = start[0].new_zeros(())
         for support, query in setting.each():
             for _ in range(setting.steps):
                 inner.step(loss_of(network(support.inputs), support.target))
@@ -229,9 +243,9 @@ def compare(title: str, setting: Setting, repeats: int, compiled: bool = False, 
     runs = {name: way(setting) for name, way in ways.items()}
     for run in runs.values():
         run()
-    times = medians(runs, dict.fromkeys(runs, repeats), warm)
+    times = medians(runs, dict.fromkeys(runs, repeats), warm, setting.device)
     for name, taken in times.items():
-        ratio, memory = taken / times["ours"], peak_memory(runs[name]) / 1e6
+        ratio, memory = taken / times["ours"], peak_memory(runs[name], setting.device) / 1e6
         print(
             f"{title:<32} {name:<9} {taken * 1e3:9,.2f} ms {ratio:6.2f} times ours {memory:8,.1f} MB "
             f"off by {errors[name]:.0e}"

@@ -15,7 +15,6 @@ all take turns; what is printed are medians and ratios of medians.
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -113,8 +112,7 @@ def compare(batch: int, first: int, second: int, width: int, heads: int, repeats
                 if error > TOLERANCE:
                     raise SystemExit(f"{name}: off by {error:.1e}, so there is nothing to time")
             runs |= {(case, name): run for name, run in work.items()}
-        count = dict.fromkeys(runs, repeats)
-        times = medians(runs, count) if device == "cpu" else {key: wall(run, repeats) for key, run in runs.items()}
+        times = medians(runs, dict.fromkeys(runs, repeats), device=device)
         print("  forward and backward" if backward else "  forward")
         for (case, name), taken in times.items():
             if name == "ours" and case != "mask":
@@ -137,18 +135,6 @@ def step(block: CrossBlock, streams: Mapping[str, Tensor], mask: Tensor | None, 
     for parameter in block.parameters():
         parameter.grad = None
     return [values.grad for values in leaves.values() if values.grad is not None]
-
-
-def wall(run: Run, repeats: int) -> float:
-    """Median seconds by the clock on the wall, with the device idle before and after."""
-    times = []
-    for _ in range(repeats):
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        run()
-        torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
     python benchmarks/nas.py --channels 8 16          minutes more
     python benchmarks/nas.py --memory                 peak memory too: each way once more, in a process of its own
     python benchmarks/nas.py --nni                    NNI 3.0, not the plain one: pip install 'advml[bench-nas]'
+    python benchmarks/nas.py --device cuda            on a GPU, but for NNI; times are of the clock on the wall
 
 Setting: 5 cells (reductions at one and two thirds), 4 nodes, 8 operations, batches of 16 random images 32×32, 10
 classes. A step is one of the architecture (Adam) and one of the weights (SGD, clipped).
@@ -31,7 +32,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from common import machine, medians
+from common import machine, medians, peak_memory
 from torch import Tensor, nn
 
 from advml.compose import compose
@@ -55,31 +56,35 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--nni", action="store_true", help="NNI is the other way; first order, which is all it has")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--one", help=argparse.SUPPRESS)  # the process whose memory is measured: WAY
     options = parser.parse_args()
     torch.set_num_threads(1)
     names = NNI if options.nni else PLAIN
     if options.nni:
         options.orders = [1]
+        if options.device != "cpu":
+            parser.error("NNI is measured on the CPU only")
     if options.one:
-        print(growth(options.one, options.channels[0], options.orders[0]))
+        print(growth(options.one, options.channels[0], options.orders[0], options.device))
         return
     print(machine())
     if options.memory:  # first: a process starts with the peak of the one that starts it
         for channels in options.channels:
             for order in options.orders:
-                used = {name: child(name, channels, order) for name in names}
+                used = {name: child(name, channels, order, options.device) for name in names}
                 told = ", ".join(f"{name} {peak:,.0f} MB" for name, peak in used.items())
                 print(f"C={channels} order {order}: peak memory of a step: {told}")
     for channels in options.channels:
         for order in options.orders:
-            agree(names, channels, order)
-            ways = {name: WAYS[name](channels, order, torch.float32) for name in names}
+            agree(names, channels, order, options.device)
+            ways = {name: WAYS[name](channels, order, torch.float32, device=options.device) for name in names}
             for way in ways.values():
                 way.step()
-            times = medians({name: way.step for name, way in ways.items()}, dict.fromkeys(ways, options.repeats))
+            steps = {name: way.step for name, way in ways.items()}
+            times = medians(steps, dict.fromkeys(ways, options.repeats), device=options.device)
             other, ours = times.values()
-            told = ", ".join(f"{name} {median:.2f} s" for name, median in times.items())
+            told = ", ".join(f"{name} {median:.3g} s" for name, median in times.items())
             print(f"C={channels} order {order}: {told}, {other / ours:.2f}×")
 
 
@@ -92,7 +97,7 @@ class Way:
     nni = False
     """The space: NNI's, or ours."""
 
-    def __init__(self, channels: int, order: int, dtype: torch.dtype, images: int = 16) -> None:
+    def __init__(self, channels: int, order: int, dtype: torch.dtype, images: int = 16, device: str = "cpu") -> None:
         size = [f"model.channels={channels}", "model.cells=5", "model.nodes=4"]
         if self.nni:
             import nas_nni  # asks for NNI
@@ -103,13 +108,13 @@ class Way:
         assert isinstance(network, Supernet)
         if self.nni:
             nas_nni.adapt(network)
-        self.network, self.order = network.to(dtype, memory_format=self.layout), order
+        self.network, self.order = network.to(device, dtype, memory_format=self.layout), order
         self.weights, self.architecture = network.weights(), network.architecture()
         self.sgd = torch.optim.SGD(self.weights, LR, MOMENTUM, weight_decay=DECAY)
         self.adam = torch.optim.Adam(self.architecture, 3e-4, (0.5, 0.999), weight_decay=1e-3)
         generator = torch.Generator().manual_seed(1)
-        pictures = torch.randn(2, images, 3, 32, 32, generator=generator).to(dtype)
-        labels = torch.randint(10, (2, images), generator=generator)
+        pictures = torch.randn(2, images, 3, 32, 32, generator=generator).to(device, dtype)
+        labels = torch.randint(10, (2, images), generator=generator).to(device)
         self.train, self.valid = zip(pictures, labels, strict=True)
 
     def loss(self, batch: tuple[Tensor, Tensor], network: nn.Module | None = None) -> Tensor:
@@ -205,10 +210,10 @@ class Nni(Way):
 
     engine, nni, layout = "plain", True, torch.contiguous_format
 
-    def __init__(self, channels: int, order: int, dtype: torch.dtype, images: int = 16) -> None:
+    def __init__(self, channels: int, order: int, dtype: torch.dtype, images: int = 16, device: str = "cpu") -> None:
         import nas_nni
 
-        super().__init__(channels, order, dtype, images)
+        super().__init__(channels, order, dtype, images, device)
         more: dict[str, Any] = {"lr": LR, "momentum": MOMENTUM, "decay": DECAY, "clip": CLIP, "dtype": dtype}
         self.search = nas_nni.Search(self.network, **more)
 
@@ -233,9 +238,9 @@ def _assign(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor]) -> 
         parameter.grad = gradient
 
 
-def agree(names: Sequence[str], channels: int, order: int) -> None:
+def agree(names: Sequence[str], channels: int, order: int, device: str) -> None:
     """Refuse to time what is not equal: two steps in float64, so that the second has momentum."""
-    other, ours = (WAYS[name](channels, order, torch.float64, 4) for name in names)
+    other, ours = (WAYS[name](channels, order, torch.float64, 4, device) for name in names)
     for turn in range(2):
         found = other.step(), ours.step()
         for kind, one, two in zip(("architecture", "weights"), *found, strict=True):
@@ -254,18 +259,25 @@ def _apart(one: Tensor, two: Tensor) -> float:
     return float((one - two).abs().max() / one.abs().max().clamp_min(1e-6))
 
 
-def growth(name: str, channels: int, order: int) -> float:
-    """MB by which the largest resident memory of this process grows in two steps."""
-    way = WAYS[name](channels, order, torch.float32)
+def growth(name: str, channels: int, order: int, device: str) -> float:
+    """MB by which the largest resident memory of this process grows in two steps; on a GPU, what they hold there."""
+    way = WAYS[name](channels, order, torch.float32, device=device)
+
+    def steps() -> None:
+        way.step()
+        way.step()
+
+    if device != "cpu":
+        return peak_memory(steps, device) / 1e6
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    way.step()
-    way.step()
+    steps()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def child(name: str, channels: int, order: int) -> float:
+def child(name: str, channels: int, order: int, device: str) -> float:
     """`growth` in a process of its own."""
-    command = [sys.executable, __file__, "--one", name, "--channels", str(channels), "--orders", str(order)]
+    size = ["--channels", str(channels), "--orders", str(order), "--device", device]
+    command = [sys.executable, __file__, "--one", name, *size]
     return float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 

@@ -97,7 +97,7 @@ def compare(qubits: int, layers: int, batch: int, options: argparse.Namespace) -
         times = {name: taken / bursts[name] for name, taken in times.items()}
         rate = 2 * 1024**3 / times.pop("matrices")
     else:
-        times, rate = {name: wall(run, 5) for name, run in runs.items()}, 0.0
+        times, rate = medians(runs, dict.fromkeys(runs, 5), device=options.device), 0.0
     print(f"{qubits} qubits, {layers} layers, B = {batch}")
     for name, taken in times.items():
         line = f"  {name:<16} {taken * 1e3:10,.3f} ms"
@@ -120,26 +120,13 @@ def alone(qubits: int, layers: int, batch: int, device: str) -> None:
     weights = {name: value.to(device) for name, value in circuit.initial().items()}
     run = ours(circuit, torch.rand(batch, qubits).to(device), weights)
     run()
-    print(f"{qubits} qubits, {layers} layers, B = {batch:,}: fast {wall(run, 20) * 1e3:.2f} ms (wall clock)")
+    taken = medians({"fast": run}, {"fast": 20}, device=device)["fast"]
+    print(f"{qubits} qubits, {layers} layers, B = {batch:,}: fast {taken * 1e3:.2f} ms")
 
 
 def several(run: Run, count: int) -> Callable[[], object]:
     """The run `count` times in a row."""
     return lambda: [run() for _ in range(count)]
-
-
-def wall(run: Run, repeats: int) -> float:
-    """Median seconds by the clock on the wall, with the device idle before and after."""
-    times = []
-    for _ in range(repeats):
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        start = time.perf_counter()
-        run()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return sorted(times)[len(times) // 2]
 
 
 def differentiated(
