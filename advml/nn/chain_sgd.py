@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from advml.contracts import Batch
 from advml.nn.example_losses import ExampleLosses, losses_and_slopes
-from advml.nn.replicas import Batched, Parameters
+from advml.nn.replicas import Batched, Parameters, flat_rows
 
 
 class ChainSgd:
@@ -54,8 +54,7 @@ class ChainSgd:
     @torch.no_grad()
     def step(self, batch: Batch, weight: Tensor | None) -> Tensor:
         """One update; the mean loss of each copy before it, [R]."""
-        rows = [values.flatten(2) for values in batch.inputs.values()]
-        hidden = rows[0] if len(rows) == 1 else torch.cat(rows, 2)
+        hidden = flat_rows(batch.inputs)
         below: list[tuple[Tensor, Tensor]] = []  # of each module: what it read, what it gave
         for name, module in self.replicas.chain:
             given = hidden

@@ -232,8 +232,7 @@ class Batched(Replicas):
 
     def _walked(self, parameters: Parameters, inputs: Inputs, calls: list[Call]) -> Tensor:
         """Outputs [R, B, C]. Matrices may be those of all copies in common, [out, in]; `calls` gets what these do."""
-        rows = [values.flatten(2) for values in inputs.values()]
-        hidden = rows[0] if len(rows) == 1 else torch.cat(rows, 2)
+        hidden = flat_rows(inputs)
         for name, module in self.chain:
             weight, bias = parameters.get(f"{name}.weight"), parameters.get(f"{name}.bias")
             match module:
@@ -369,6 +368,12 @@ def _changed_between(calls: Sequence[Trial], outputs: Tensor) -> bool:
 def has_batch_norm(network: nn.Module) -> bool:
     """Does an output depend on the other examples beside it?"""
     return any(isinstance(module, _BatchNorm) for module in network.modules())
+
+
+def flat_rows(inputs: Inputs) -> Tensor:
+    """All inputs as one row an example, [R, B, sum of their sizes]."""
+    rows = [values.flatten(2) for values in inputs.values()]
+    return rows[0] if len(rows) == 1 else torch.cat(rows, 2)
 
 
 def copies_in(inputs: Inputs) -> int:

@@ -7,7 +7,7 @@ after every step, and gives batch norms a scale and a shift for each step (Anton
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -21,8 +21,9 @@ from advml.errors import ConfigError
 from advml.methods.meta.common import MetaLearner, MetaSettings, examples_of, parts, task_losses
 from advml.methods.meta.finetuning import check_queries
 from advml.nn.abilities import Unsuited, twice_differentiable
+from advml.nn.chain_unrolled import Unrolled, layers_of
 from advml.nn.optimisers import make_optimiser
-from advml.nn.replicas import Engine, Parameters, Replicas, expand, make_replicas
+from advml.nn.replicas import Batched, Engine, Parameters, Replicas, expand, make_replicas
 
 
 @settings
@@ -93,6 +94,7 @@ class Maml(MetaLearner):
         self.optimiser = make_optimiser(self.learned(), config)  # θ, and now the rest with it
         self.replicas = self._replicas()
         self.at_once = self.replicas.at_once
+        self.unrolled = self._unrolled()
         if config.compile and self.replicas.engine != "batched":
             raise ConfigError("method.compile: only what engine batched computes is compiled (mlp, linear); use false")
 
@@ -202,20 +204,41 @@ class Maml(MetaLearner):
             with torch.no_grad():
                 yield self.query_outputs(parameters, tasks)
 
-    # --- compiled ---
+    # --- the same faster ---
 
     def differentiate(self, tasks: Tasks) -> Tensor:
-        """As ever; compiled, as one function from all that is learned to its gradient."""
+        """As ever; or without a graph; or compiled, as one function from all that is learned to its gradient."""
+        if self.unrolled is not None:
+            rate = float(self.config.inner_lr) * self.scale
+            loss, found = self.unrolled.gradient(
+                self.theta, tasks.support, tasks.query, self.config.steps, rate, self.is_second()
+            )
+            self._add(self.theta.values(), (found[name] for name in self.theta))
+            return loss
         if not self.config.compile:
             return super().differentiate(tasks)
         if self.compiled is None:
             self.compiled = torch.compile(torch.func.grad_and_value(self.loss_from), dynamic=False)
         start = Start(*({name: value.detach() for name, value in values.items()} for values in self.start()))
         gradients, loss = self.compiled(start, tasks, self.is_second(), self.weights())
-        flat = [gradient for values in gradients for gradient in values.values()]
-        for parameter, gradient in zip(self.learned(), flat, strict=True):
-            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        self._add(self.learned(), (gradient for values in gradients for gradient in values.values()))
         return loss
+
+    def _unrolled(self) -> Unrolled | None:
+        """For chains without norms and dropout, of which every parameter is adapted at a fixed rate."""
+        config = self.config
+        other = (
+            config.compile or config.multi_step or config.inner_rates != "fixed" or set(self.adapts) != set(self.theta)
+        )
+        if other or not isinstance(self.replicas, Batched):
+            return None
+        layers = layers_of(self.replicas.chain)
+        return None if layers is None else Unrolled(layers)
+
+    @staticmethod
+    def _add(parameters: Iterable[Tensor], gradients: Iterable[Tensor]) -> None:
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
 
     # --- the rest ---
 

@@ -17,10 +17,12 @@ def drawn(played, iteration=0):
     return played.view.draw(played.method.config.tasks, played.context.rng("tasks", iteration))
 
 
-def meta_gradient(played, tasks):
-    played.method.network.zero_grad()
-    played.method.loss(tasks).backward()
-    return [parameter.grad.clone() for parameter in played.method.learned()]
+def meta_gradient(method, tasks):
+    """As training takes it."""
+    for parameter in method.learned():
+        parameter.grad = None
+    method.differentiate(tasks)
+    return [parameter.grad.clone() for parameter in method.learned()]
 
 
 def loss_of(outputs, target):
@@ -76,7 +78,7 @@ def finite_difference_error(method, tasks, step=1e-5):
     """Along random directions, the worst difference from the gradient's product with the direction; of fourth order."""
     torch.manual_seed(3)
     learned = method.learned()
-    gradients = torch.autograd.grad(method.loss(tasks), learned)
+    gradients = meta_gradient(method, tasks)
     assert all(gradient.abs().max() > 0 for gradient in gradients)
     worst = 0.0
     for parameter, gradient in zip(learned, gradients, strict=True):
@@ -95,7 +97,7 @@ def finite_difference_error(method, tasks, step=1e-5):
 def test_the_first_order_is_another_gradient(sine, steps):
     both = [sine(f"method.steps={steps}", "method.inner_lr=0.1", f"method.order={order}") for order in (1, 2)]
     tasks = drawn(both[0])
-    first, second = (meta_gradient(played, tasks) for played in both)
+    first, second = (meta_gradient(played.method, tasks) for played in both)
     assert both[0].method.loss(tasks).item() == both[1].method.loss(tasks).item()
     assert max(float((a - b).abs().max()) for a, b in zip(first, second, strict=True)) > 1e-3
     network = both[0].method.network
@@ -113,8 +115,32 @@ def test_the_loss_and_its_gradient_by_hand(digits, words, engine):
     expected = by_hand(network, tasks, 0.4, 2, scale=scale, adapts=adapts)
     assert played.method.loss(tasks).item() == pytest.approx(expected.item(), abs=1e-12)
     wanted = torch.autograd.grad(expected, list(network.parameters()))
-    for found, gradient in zip(meta_gradient(played, tasks), wanted, strict=True):
+    for found, gradient in zip(meta_gradient(played.method, tasks), wanted, strict=True):
         assert torch.allclose(found, gradient, atol=1e-10)
+
+
+UNROLLED = ["", "method.order=1", "method.steps=0", "method.steps=3", "method.inner_loss=per_shot view.shots=2",
+            "model.activation=relu method.transductive=false"]  # fmt: skip
+GRAPHED = ["model.norm=layer", "model.norm=batch", "model.dropout=0.1", "method.adapt=head", "method.engine=loop",
+           "method.inner_rates=per_parameter", "method.multi_step=2 method.steps=2"]  # fmt: skip
+
+
+@pytest.mark.parametrize("words", UNROLLED)
+def test_without_a_graph_it_is_the_same_gradient(digits, words):
+    method, tasks = (played := digits("method.steps=1", *words.split())).method, drawn(played)
+    assert method.unrolled is not None
+    loss = method.loss(tasks)
+    loss.backward()
+    wanted = [parameter.grad.clone() for parameter in method.learned()]
+    assert method.differentiate(tasks).item() == pytest.approx(loss.item(), abs=1e-14)
+    for parameter, gradient in zip(method.learned(), wanted, strict=True):  # it came on top
+        assert torch.allclose(parameter.grad, 2 * gradient, rtol=0, atol=1e-14)
+
+
+@pytest.mark.parametrize("words", GRAPHED)
+def test_other_networks_and_settings_have_their_graph(digits, words):
+    smooth = digits(*words.split())
+    assert smooth.method.unrolled is None
 
 
 def test_the_first_iterations_of_a_loop_over_tasks(play):
@@ -183,7 +209,7 @@ def test_linear_regression_multiplies_by_i_minus_alpha_h(play):
     words = (*SINE, "model=linear", "method.inner_lr=0.02", "method.tasks=1")
     both = [play("method=maml", *words, f"method.order={order}") for order in (1, 2)]
     tasks = drawn(both[0])
-    first, second = (torch.cat([g.flatten() for g in meta_gradient(played, tasks)]) for played in both)
+    first, second = (torch.cat([g.flatten() for g in meta_gradient(played.method, tasks)]) for played in both)
     x = tasks.support.inputs["x"][0]
     extended = torch.cat([x, torch.ones_like(x)], 1)
     hessian = 2 / len(x) * extended.T @ extended
@@ -288,10 +314,10 @@ def test_orders_and_weights_change_with_the_iteration(sine):
     assert losses[3] == pytest.approx(after[1], abs=1e-12)
     assert gradients == [4 * (2 * 10 + 2 * 10)] * 3 + [4 * (2 * 10 + 10)]
     method.iteration = 2
-    first = meta_gradient(played, tasks)
+    first = meta_gradient(played.method, tasks)
     method.iteration = 3
     weights, method.weights = method.weights, lambda: step_weights(2, 0.5)
-    second = meta_gradient(played, tasks)
+    second = meta_gradient(played.method, tasks)
     assert weights() != method.weights()
     assert not torch.allclose(first[0], second[0], atol=1e-4)
 
@@ -325,7 +351,7 @@ def test_convolutions_with_batch_norm(play):
     runs = [play("method=maml", *DIGITS, *words, f"method.engine={engine}") for engine in ("auto", "loop")]
     assert [(run.method.replicas.engine, run.method.at_once) for run in runs] == [("mixed", 8), ("loop", 1)]
     tasks = drawn(runs[0])
-    for one, other in zip(*(meta_gradient(run, tasks) for run in runs), strict=True):
+    for one, other in zip(*(meta_gradient(run.method, tasks) for run in runs), strict=True):
         assert torch.allclose(one, other, atol=1e-10)
 
 
