@@ -22,6 +22,9 @@ AXES = {
 }
 """What a curve can run over → the title of that axis."""
 
+AGAINST = {**AXES, "parameters": "parameters of the network"}
+"""What results can be set against."""
+
 GRID = 60  # points at which curves over seconds are compared: no two runs measure at the same moment
 ENOUGH_FOR_T = 3
 

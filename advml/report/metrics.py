@@ -100,6 +100,12 @@ def interval_of(group: Group, metric: str) -> Interval | None:
     return t_interval(values, overlap([group], split_of(metric))) if values else None
 
 
+def spent_by(group: Group, axis: str) -> Interval | None:
+    """The work of a configuration, or its network's parameters: of a search, those of what it found."""
+    derived = interval_of(group, "derived_parameters") if axis == "parameters" else None
+    return derived or interval_of(group, axis)
+
+
 def axis_title(metric: str) -> str:
     """`valid/accuracy` → `valid accuracy (fraction correct)`: what an axis is called, with its unit if it has one."""
     words = metric.replace("/", " ").replace("_", " ")

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from advml.report.curves import AXES, Band, band, boundaries
+from advml.report.curves import AGAINST, AXES, Band, band, boundaries
 from advml.report.formats import decimals, plus_minus
 from advml.report.gather import overlap, split_of
 from advml.report.layout import Picture, panelled, stacked, style_of
-from advml.report.metrics import Metric, axis_title, interval_of, values_by_seed
+from advml.report.metrics import Metric, axis_title, interval_of, spent_by, values_by_seed
 from advml.report.panels import Line, Panel
 from advml.runner import figures
 
@@ -97,12 +97,9 @@ def draw_bars(panels: Sequence[Panel], metric: Metric, short: int = 0) -> Pictur
 
 
 def draw_budget(panels: Sequence[Panel], metric: Metric, axis: str) -> Picture | None:
-    """A point for each configuration: mean work against mean result, with 95 % intervals; None without such work."""
+    """A point for each configuration: mean work (or size) against mean result, with 95 % intervals; None without it."""
     spent = {
-        id(line): found
-        for panel in panels
-        for line in panel.lines
-        if (found := interval_of(line.group, axis)) is not None
+        id(line): found for panel in panels for line in panel.lines if (found := spent_by(line.group, axis)) is not None
     }
     drawn = [_with(panel, lines) for panel in panels if (lines := [line for line in panel.lines if id(line) in spent])]
     if not drawn:
@@ -125,7 +122,7 @@ def draw_budget(panels: Sequence[Panel], metric: Metric, axis: str) -> Picture |
 
     about = f"mean over seeds, bars: {_t_interval(panels, metric)}"
     about = "one seed" if all(found.n == 1 for found in spent.values()) else about
-    return panelled(drawn, draw, AXES[axis], axis_title(metric.name), about + _left_out(panels))
+    return panelled(drawn, draw, AGAINST[axis], axis_title(metric.name), about + _left_out(panels))
 
 
 # --- parts --------------------------------------------------------------------------------------------------------

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from advml.errors import ConfigError
+from advml.report.curves import AXES
 from advml.report.gather import Gathered
 from advml.report.heat import accuracy_maps, metric_maps
 from advml.report.landscape import ENOUGH, landscape
 from advml.report.layout import Picture, heatmaps
-from advml.report.metrics import Metric, choose, interval_of, reached_by
+from advml.report.metrics import Metric, choose, interval_of, reached_by, spent_by
 from advml.report.panels import panels
 from advml.report.pictures import draw_bars, draw_budget, draw_curves
 from advml.report.search_pictures import draw_importance, draw_parallel
@@ -53,6 +54,8 @@ WHY_NOT = {
 
 
 def _curves(gathered: Gathered, metrics: Sequence[str], axis: str | None) -> Iterator[tuple[str, Picture]]:
+    if axis is not None and axis not in AXES:
+        raise ConfigError(f"x={axis}: does not change along a curve; use kind=budget")
     for metric in curve_metrics(gathered, metrics):
         picture = draw_curves(panels(gathered, metric), metric, axis or "step")
         if picture is not None:
@@ -89,7 +92,7 @@ def _heat(gathered: Gathered, metrics: Sequence[str], axis: str | None) -> Itera
 def _budget(gathered: Gathered, metrics: Sequence[str], axis: str | None) -> Iterator[tuple[str, Picture]]:
     if sum(bool(group.runs) for group in gathered.groups) < 2:
         return
-    axes = [axis] if axis and axis != "step" else [*_varying(gathered), "seconds"]
+    axes = [axis] if axis and axis != "step" else [*_varying(gathered), "seconds", *_sizes(gathered)]
     for metric in choose(gathered, metrics):
         for each in axes:
             picture = draw_budget(panels(gathered, metric), metric, each)
@@ -122,15 +125,23 @@ def _importance(gathered: Gathered, metrics: Sequence[str], axis: str | None) ->
 
 
 def _varying(gathered: Gathered) -> list[str]:
-    """The first counter of work that differs by more than a twentieth between configurations of one problem."""
-    for counter in ("samples", "gradients", "updates"):
-        means: dict[str, list[float]] = {}
-        for group in gathered.groups:
-            if (interval := interval_of(group, counter)) is not None:
-                means.setdefault(group.problem, []).append(interval.mean)
-        if any(max(of) > 1.05 * min(of) for of in means.values()):
-            return [counter]
-    return []
+    """The first counter of work that differs between configurations."""
+    return next(([counter] for counter in ("samples", "gradients", "updates") if _differs(gathered, counter)), [])
+
+
+def _sizes(gathered: Gathered) -> list[str]:
+    """The network's size, if it is what was searched for."""
+    searched = any("derived_parameters" in run.numbers for group in gathered.groups for run in group.runs.values())
+    return ["parameters"] if searched and _differs(gathered, "parameters") else []
+
+
+def _differs(gathered: Gathered, axis: str) -> bool:
+    """By more than a twentieth between configurations of one problem?"""
+    means: dict[str, list[float]] = {}
+    for group in gathered.groups:
+        if (interval := spent_by(group, axis)) is not None:
+            means.setdefault(group.problem, []).append(interval.mean)
+    return any(max(of) > 1.05 * min(of) for of in means.values())
 
 
 def _range(counts: set[int]) -> str:

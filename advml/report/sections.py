@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from advml.report.curves import AXES
+from advml.report.curves import AGAINST
 from advml.report.formats import amount, number
 from advml.report.gather import Gathered
 from advml.report.keys import shown
@@ -111,9 +111,9 @@ KINDS = {
 def _caption(name: str) -> str:
     kind, _, rest = name.partition("_")
     words = rest.replace("_", " ")
-    axis = next((axis for axis in AXES if kind == "budget" and rest.endswith(f"_{axis}")), None)
+    axis = next((axis for axis in AGAINST if kind == "budget" and rest.endswith(f"_{axis}")), None)
     if axis is not None:
-        return f"{words.removesuffix(axis).strip().capitalize()} against {AXES[axis]}"
+        return f"{words.removesuffix(axis).strip().capitalize()} against {AGAINST[axis]}"
     text = KINDS[kind].format(words) if kind in KINDS else name.replace("_", " ")
     return text[:1].upper() + text[1:]
 

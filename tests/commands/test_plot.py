@@ -45,6 +45,9 @@ def test_axes(sweep, run_cli):
     said = run_cli("plot", "sweep", "kind=budget", "x=updates", "metric=test/loss")
     assert said.out.splitlines()[0] == "sweep/figures/budget_test_loss_updates.png"
     assert "optimiser updates" in Path("sweep/figures/budget_test_loss_updates.svg").read_text()
+    said = run_cli("plot", "sweep", "x=parameters", "metric=test/loss")
+    assert said.out.splitlines()[0] == "sweep/figures/budget_test_loss_parameters.png"
+    assert "parameters of the network" in Path("sweep/figures/budget_test_loss_parameters.svg").read_text()
 
 
 def test_missing_runs_are_named(sweep, run_cli):
@@ -65,8 +68,10 @@ WRONG = {
     "no path": ("", ["plot: name at least one run or folder of runs (see: advml list runs)"]),
     "unknown kind": ("sweep kind=bar", ["kind=bar: advml plot knows curves, bars, heatmap, budget, parallel, "
                      "importance; did you mean "]),
-    "unknown axis": ("sweep x=second", ["x=second: advml plot knows step, samples, updates, gradients, seconds; did "
-                                        "you mean seconds?"]),
+    "unknown axis": ("sweep x=second", ["x=second: advml plot knows step, samples, updates, gradients, seconds, "
+                                        "parameters; did you mean seconds?"]),
+    "no curve over sizes": ("sweep kind=curves x=parameters", ["x=parameters: does not change along a curve; use "
+                                                               "kind=budget"]),
     "unknown option": ("sweep y=loss", ["y=loss: unknown option (see: advml plot --help)"]),
     "unknown metric": ("sweep metric=los", ["metric=los: no run has it"]),
     "cannot be drawn": ("sweep kind=heatmap", ["kind=heatmap: needs two differing keys that make a grid"]),

@@ -10,6 +10,7 @@ from PIL import Image
 from advml.errors import ConfigError
 from advml.report.gather import gather
 from advml.report.layout import style_of
+from advml.report.metrics import spent_by
 from advml.report.plots import draw
 from advml.runner import figures
 
@@ -216,6 +217,15 @@ class TestReadable:
         assert not any(name.startswith("budget") for name in draw(gather([sweep.path])))
         sweep("c", method__name="a", dataset__name="wine", result={"budget": {"samples": 900}})
         assert not any(name.endswith("samples") for name in draw(gather([sweep.path]), ["budget"]))
+
+    def test_the_size_is_that_of_what_was_found(self, sweep):
+        for name, found in (("darts", 700), ("random", 900)):
+            sweep(name, method__name=name, result={"parameters": 5000, "summary": {"derived_parameters": found}})
+        drawn = spent_by(gather([sweep.path]).groups[0], "parameters")
+        assert drawn.mean == 700
+        assert "budget_test_accuracy_parameters" in draw(gather([sweep.path]))
+        sweep("plain", method__name="plain", result={"parameters": 5000})
+        assert spent_by(gather([sweep.path / "plain"]).groups[0], "parameters").mean == 5000
 
     def test_the_best_of_many_have_different_colours(self, sweep):
         for number in range(12):
