@@ -181,6 +181,15 @@ class TestEnas:
         assert method.result().genotype == method.derive()
         assert "accuracy" in played.evaluate("test")
 
+    @pytest.mark.parametrize(
+        ("words", "floor"),
+        [("preset=code", 0.0005), ("preset=paper", 0.001), ("preset=paper method.lr_min=0.01", 0.01)],
+    )
+    def test_where_the_rate_of_shared_weights_ends(self, play, words, floor):
+        played = enas(play, *f"method.{words}".split(), "method.restart=10000", "method.epochs=2")
+        assert played.method.shared.rate(0) == 0.05
+        assert played.method.shared.rate(9999) == pytest.approx(floor, rel=1e-3)
+
     def test_a_controller_step_is_reinforce_on_mini_batch_accuracies(self, play):
         method = enas(play).method
         controller = copy.deepcopy(method.learner.controller)

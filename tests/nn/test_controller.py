@@ -124,5 +124,6 @@ def test_the_presets_are_those_of_the_specification():
     assert (code.hidden, code.lr, code.constant, code.shrink, code.entropy) == (64, 0.0035, 1.10, 2.5, 1e-4)
     assert (paper.hidden, paper.lr, paper.constant, paper.temperature, paper.entropy) == (100, 0.00035, 2.5, 5.0, 0.1)
     assert (code.betas, code.eps) == ((0.0, 0.999), 1e-3)
+    assert (code.floor, paper.floor) == (0.0005, 0.001)
     assert Controller(5, 5, code).operation.bias.tolist() == [10, 10, 0, 0, 0]
     assert Controller(5, 5, code).nudge.tolist() == [0.25, 0.25, -0.25, -0.25, -0.25]

@@ -40,7 +40,7 @@ class EnasSettings(SearchSettings):
     preset: Literal["paper", "code"]
     epochs: PositiveInt
     lr: PositiveFloat
-    lr_min: CountFloat
+    lr_min: CountFloat | None
     restart: PositiveInt
     restart_factor: PositiveInt
     momentum: Fraction
@@ -80,14 +80,17 @@ class Enas(ArchitectureSearch):
             check_batches("method.batch_size", config.batch_size, len(half))
         self.judged = some_examples(context, shrunk(self.data.valid, config), JUDGED, "evaluation examples")
 
+        preset = PRESETS[config.preset]
+        lr_min = preset.floor if config.lr_min is None else config.lr_min
+
         def rate(epoch: int) -> float:
-            return restarts(config.lr, config.lr_min, epoch, config.restart, config.restart_factor)
+            return restarts(config.lr, lr_min, epoch, config.restart, config.restart_factor)
 
         self.shared = SharedWeights(
             self.network, context, config, self.train_half, config.batch_size, rate, config.nesterov
         )
         blocks, operations = self.space.nodes, len(self.space.operations)
-        controller = Controller(blocks, operations, PRESETS[config.preset], context.rng("build", "controller"))
+        controller = Controller(blocks, operations, preset, context.rng("build", "controller"))
         self.learner = Reinforced(controller.to(context.device, context.dtype), config.baseline_decay)
         self.ranked: list[tuple[list[int], float]] = []  # codes and accuracies of the last draw, best first
 

@@ -27,7 +27,7 @@ class Preset:
     Logits of inputs are c · tanh(l / temperature), those of operations (c / shrink) · tanh(l / temperature) + bias.
     `favoured` begins the learned bias of the first two operations (separable convolutions); `nudge` is added to
     theirs and taken from the others' for good, in the first cell. `betas`, `eps` are Adam's; eps as TensorFlow has it,
-    beside √v before the correction of v.
+    beside √v before the correction of v. `floor`: where the rate of the weights that architectures share ends.
     """
 
     hidden: int
@@ -40,11 +40,12 @@ class Preset:
     nudge: float
     betas: tuple[float, float]
     eps: float
+    floor: float
 
 
 PRESETS: Mapping[str, Preset] = {
-    "paper": Preset(100, 0.00035, 2.5, 1.0, 5.0, 0.1, 0.0, 0.0, (0.9, 0.999), 1e-8),
-    "code": Preset(64, 0.0035, 1.10, 2.5, 1.0, 1e-4, 10.0, 0.25, (0.0, 0.999), 1e-3),
+    "paper": Preset(100, 0.00035, 2.5, 1.0, 5.0, 0.1, 0.0, 0.0, (0.9, 0.999), 1e-8, 0.001),
+    "code": Preset(64, 0.0035, 1.10, 2.5, 1.0, 1e-4, 10.0, 0.25, (0.0, 0.999), 1e-3, 0.0005),
 }
 
 
