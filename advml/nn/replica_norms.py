@@ -1,4 +1,4 @@
-"""Batch norm of many copies of a network side by side: by the examples at hand, without or with running averages."""
+"""Norms of many copies of a network side by side; of batch norms with running averages and without."""
 
 from __future__ import annotations
 
@@ -44,6 +44,24 @@ class Normalised(nn.Module):
         shape = (1, -1, *[1] * (values.dim() - 2))
         normal = normalised(values, self.seen.first, (0, *range(2, values.dim())), self.eps)
         return normal * self.weight.view(shape) + self.bias.view(shape) if self.affine else normal
+
+
+class Grouped(nn.Module):
+    """Group norm (Wu and He 2018) under the parameter names of the norm it replaces, written as means.
+
+    Under vmap torch's own asks how values lie in memory, which fails where channels are last (torch 2.13).
+    """
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.weight, self.bias, self.groups, self.eps = norm.weight, norm.bias, norm.num_groups, norm.eps
+
+    def forward(self, values: Tensor) -> Tensor:
+        """[B, C, ...] → the same shape."""
+        rows = values.reshape(len(values), self.groups, -1)
+        normal = normalised(rows, None, (2,), self.eps).view(values.shape)
+        shape = (1, -1, *[1] * (values.dim() - 2))
+        return normal if self.weight is None else normal * self.weight.view(shape) + self.bias.view(shape)
 
 
 def normalised(values: Tensor, first: int | None, axes: tuple[int, ...], eps: float) -> Tensor:

@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from advml.contracts import Network, Spec
 from advml.nn.abilities import Unsuited, unmapped
-from advml.nn.replica_norms import Normalised, Seen, normalised, remembered
+from advml.nn.replica_norms import Grouped, Normalised, Seen, normalised, remembered
 from advml.nn.substitution import Substitution
 
 Parameters = dict[str, Tensor]
@@ -55,10 +55,12 @@ def _bare(network: Network, seen: Seen, native: bool, remember: bool) -> Network
     for module in bare.modules():
         if getattr(module, "inplace", False):
             module.inplace = False  # type: ignore[assignment]
-    for module in () if remember else list(bare.modules()):
+    for module in list(bare.modules()):
         for name, child in list(module.named_children()):
-            if isinstance(child, _BatchNorm):
+            if isinstance(child, _BatchNorm) and not remember:
                 setattr(module, name, Normalised(child, seen, native))
+            elif isinstance(child, nn.GroupNorm) and not native:
+                setattr(module, name, Grouped(child))
     return bare.eval()
 
 

@@ -47,6 +47,11 @@ NETWORKS = {
         ["vmap", "auto"],
     ),
     "conv4 group norm": (lambda: conv4("group"), IMAGE, ["vmap"]),
+    "conv4 group norm, channels last": (
+        lambda: conv4("group", "pool").to(memory_format=torch.channels_last),
+        IMAGE,
+        ["vmap", "auto"],
+    ),
 }
 EVERY = [(name, engine) for name, (_, _, engines) in NETWORKS.items() for engine in ["loop", *engines]]
 

@@ -68,8 +68,13 @@ class Norms:
 
     def finish(self, momentum: float = 0.1) -> None:
         """Move the running averages: r + momentum · (seen − r), as batch norm does."""
-        if self.running:
-            with torch.no_grad():
+        with torch.no_grad():
+            if torch._C._are_functorch_transforms_active():  # vmap knows no lists of tensors
+                for running, seen in zip(self.running, self.seen, strict=True):
+                    running.add_(seen - running, alpha=momentum)
+                for count in self.counts:
+                    count.add_(1)
+            elif self.running:
                 torch._foreach_lerp_(self.running, self.seen, momentum)
                 torch._foreach_add_(self.counts, 1)
 

@@ -355,6 +355,37 @@ def test_convolutions_with_batch_norm(play):
         assert torch.allclose(one, other, atol=1e-10)
 
 
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+@pytest.mark.parametrize("downsample", ["pool", "stride"])
+@pytest.mark.parametrize("engine", ["loop", "vmap"])
+def test_through_convolutions_too_it_is_that_of_a_loop_and_of_finite_differences(play, norm, downsample, engine):
+    """Rectifiers and maxima have kinks: a difference so small that none lies in between, and a tolerance to it."""
+    small = (
+        "model=conv4",
+        "model.channels=3",
+        "model.blocks=2",
+        f"model.norm={norm}",
+        f"model.downsample={downsample}",
+    )
+    words = ("method.steps=2", "method.inner_lr=0.1", "view.shots=2", f"method.engine={engine}")
+    played = play("method=maml", *DIGITS, *small, *words)
+    network, tasks = played.method.network.train(), drawn(played)
+    found = meta_gradient(played.method, tasks)
+    expected = torch.autograd.grad(by_hand(network, tasks, 0.1, 2), list(network.parameters()))
+    for one, other in zip(found, expected, strict=True):
+        assert torch.allclose(one, other, atol=1e-10)
+    direction = [torch.randn(g.shape, dtype=g.dtype, generator=torch.Generator().manual_seed(1)) for g in found]
+    ends = []
+    for side in (1e-7, -1e-7):
+        moved = copy.deepcopy(network)
+        with torch.no_grad():
+            for parameter, along in zip(moved.parameters(), direction, strict=True):
+                parameter.add_(side * along)
+        ends.append(by_hand(moved, tasks, 0.1, 2).item())
+    slope = sum(float((g * along).sum()) for g, along in zip(found, direction, strict=True))
+    assert slope == pytest.approx((ends[0] - ends[1]) / 2e-7, rel=1e-5, abs=1e-7)
+
+
 def test_tasks_in_parts(digits):
     tasks = drawn(digits())
     together = [torch.cat([getattr(few, side).target for few in parts(tasks, 2)]) for side in Tasks._fields]
