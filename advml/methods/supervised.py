@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from advml.artifacts import Artifact, Heatmap, Json
 from advml.config import PositiveFloat, PositiveInt, settings
@@ -32,6 +32,7 @@ from advml.contracts import (
     Step,
 )
 from advml.errors import ConfigError
+from advml.nn.abilities import mixing
 from advml.nn.early_stopping import EarlyStopping, EpochSettings, loss_in
 from advml.nn.evaluation import measure, predict
 from advml.nn.losses import make_loss
@@ -40,8 +41,6 @@ from advml.nn.metrics import confusion_matrix
 from advml.nn.optimisers import make_optimiser
 from advml.nn.private_training import Privacy, PrivacySettings, train_privately
 from advml.nn.training import batches_of, minibatches, train
-
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 @settings
@@ -76,10 +75,8 @@ class Supervised(Method):
 
     def _private(self) -> Privacy:
         """Raises ConfigError where gradients of single examples cannot be had, or the target not be met."""
-        norm = next((module for module in self.network.modules() if isinstance(module, BATCH_NORMS)), None)
-        if norm is not None:
-            other = "layer" if isinstance(norm, nn.BatchNorm1d) else "group"
-            raise ConfigError(f"model.norm=batch: mixes examples, which privacy cannot bound; use model.norm={other}")
+        if (mixed := mixing(self.network)) is not None:
+            raise ConfigError(mixed)
         with self.context.autocast():
             if torch.is_autocast_enabled(self.context.device.type):
                 raise ConfigError("precision=bf16: privacy does not support it; use float32 or float64")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Unsuited(ValueError):
@@ -33,3 +34,15 @@ def draws(network: nn.Module) -> bool:
     """Does it draw random numbers in training: dropout, or shots?"""
     named = ("p", "dropout", "shots")
     return any(getattr(module, name, 0) for module in network.modules() for name in named)
+
+
+def mixing(network: nn.Module) -> str | None:
+    """Of a network whose batch norms mix examples, which key does it and what to use instead; None for others."""
+    norm = next((module for module in network.modules() if isinstance(module, _BatchNorm)), None)
+    if norm is None:
+        return None
+    said = "mixes examples, which privacy cannot bound"
+    recipe = getattr(network, "recipe", None) or {}
+    if "norm" not in recipe.get("settings", {}):
+        return f"model={recipe.get('name')}: its batch norm {said}; use a network without (model=cnn, model=mlp)"
+    return f"model.norm=batch: {said}; use model.norm={'layer' if isinstance(norm, nn.BatchNorm1d) else 'group'}"

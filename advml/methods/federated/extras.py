@@ -19,6 +19,7 @@ from advml.contracts import Metrics, Record, SplitName
 from advml.errors import ConfigError
 from advml.methods.federated.channel import Channel, Rows
 from advml.methods.federated.rounds import Rounds, RoundSettings
+from advml.nn.abilities import mixing
 from advml.nn.aggregation import Weighting, cohort, shares
 from advml.nn.compression import CompressionSettings
 from advml.nn.participation import Share, StragglerSettings, planned_work
@@ -77,9 +78,8 @@ class Extras(Rounds):
         config = self.config
         if not self.sends:
             raise ConfigError("method.privacy: nothing is sent that could be hidden; use kind=none")
-        if (norm := next((one for one in self.network.modules() if isinstance(one, _BatchNorm)), None)) is not None:
-            other = "layer" if isinstance(norm, nn.BatchNorm1d) else "group"
-            raise ConfigError(f"model.norm=batch: mixes examples, which privacy cannot bound; use model.norm={other}")
+        if (mixed := mixing(self.network)) is not None:
+            raise ConfigError(mixed)
         planned = [0] * len(self.sizes)
         for round in range(config.rounds if config.privacy.noise is None else 0):
             for client in self.cohort(round):
