@@ -126,8 +126,8 @@ def test_switched_off_it_is_supervised_learning(play, same):
         (("model=cnn", "model.norm=batch"),
          "model.norm=batch: mixes examples, which privacy cannot bound; use model.norm=group"),
         (("model=darts_cells", "dataset=digits"),
-         "model=darts_cells: its batch norm mixes examples, which privacy cannot bound; use a network without (model=cnn, "
-         "model=mlp)"),
+         "model=darts_cells: its batch norm mixes examples, which privacy cannot bound; use a network without "
+         "(model=cnn, model=mlp)"),
         (("method=qnn", "method.rates=[0.1,0.2]", "method.patience=3", "model=linear", "method.privacy.kind=example"),
          "method.rates: privacy is accounted for one training; use method.rates=[] and method.lr"),
         (("precision=bf16",), "precision=bf16: privacy does not support it; use float32 or float64"),
