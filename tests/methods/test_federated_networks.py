@@ -19,7 +19,13 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("words", NETWORKS.values(), ids=NETWORKS)
+SLOW = {"supernet edge by edge", "blocks"}
+EVERY = [
+    pytest.param(words, id=name, marks=pytest.mark.slow if name in SLOW else ()) for name, words in NETWORKS.items()
+]
+
+
+@pytest.mark.parametrize("words", EVERY)
 def test_side_by_side_as_one_after_another(play, words):
     runs = [play(*SMALL, *words.split(), f"method.engine={engine}").go() for engine in ("loop", "vmap")]
     one, other = (run.weights() for run in runs)
