@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from advml.contracts import Batch
 from advml.nn.example_losses import ExampleLosses, losses_and_slopes
-from advml.nn.replicas import Batched, Parameters, flat_rows
+from advml.nn.replicas import Batched, Parameters, affine, flat_rows
 
 
 class ChainSgd:
@@ -59,7 +59,7 @@ class ChainSgd:
         for name, module in self.replicas.chain:
             given = hidden
             if isinstance(module, nn.Linear):
-                hidden = _affine(given, self.values[f"{name}.weight"], self.values.get(f"{name}.bias"))
+                hidden = affine(given, self.values[f"{name}.weight"], self.values.get(f"{name}.bias"))
             elif isinstance(module, nn.ReLU):
                 hidden = torch.relu(given)
             else:
@@ -94,10 +94,3 @@ class ChainSgd:
             (value if kept == 1 else value.mul_(kept)).sub_(slope, alpha=self.lr)
         if self.offset is not None:
             value.sub_(self.offset[name], alpha=self.lr)
-
-
-def _affine(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """rows [R, B, in], weight [R, out, in], bias [R, out] → [R, B, out]."""
-    if bias is None:
-        return torch.bmm(rows, weight.transpose(1, 2))
-    return torch.baddbmm(bias.unsqueeze(1), rows, weight.transpose(1, 2))

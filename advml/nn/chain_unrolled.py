@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from advml.contracts import Batch
-from advml.nn.replicas import Parameters, flat_rows
+from advml.nn.replicas import Parameters, affine, flat_rows
 
 Values = Mapping[str, Tensor]
 """Name → a value that all copies have in common, [*shape], or one of each, [R, *shape]."""
@@ -99,7 +99,7 @@ class Unrolled:
         done = Pass()
         for layer in self.layers:
             done.read.append(hidden)
-            hidden = _affine(layer, values, hidden)
+            hidden = _mapped(layer, values, hidden)
             done.bends.append(bend := bend_at(layer.bend, hidden))
             hidden = hidden if bend is None else bend.value
         return hidden, done
@@ -177,7 +177,7 @@ class Unrolled:
         moved: Tensor | None = None
         for place, layer in enumerate(self.layers):
             reads.append(moved)
-            now = _affine(layer, along, done.read[place])
+            now = _mapped(layer, along, done.read[place])
             if moved is not None:
                 now = now + torch.matmul(moved, values[layer.weight].mT)
             given.append(now)
@@ -198,14 +198,9 @@ class Unrolled:
             turned = below
 
 
-def _affine(layer: Layer, values: Values, rows: Tensor) -> Tensor:
+def _mapped(layer: Layer, values: Values, rows: Tensor) -> Tensor:
     """rows [R, B, in] → [R, B, out]."""
-    weight, bias = values[layer.weight], None if layer.bias is None else values[layer.bias]
-    if weight.dim() == 2:
-        return F.linear(rows, weight, bias)
-    if bias is None:
-        return torch.bmm(rows, weight.mT)
-    return torch.baddbmm(bias.unsqueeze(1), rows, weight.mT)
+    return affine(rows, values[layer.weight], None if layer.bias is None else values[layer.bias])
 
 
 # --- elementwise functions ----------------------------------------------------------------------------------------
@@ -261,7 +256,7 @@ class Squared:
     """`share` of the mean over a copy's numbers of (output − target)²."""
 
     def __init__(self, outputs: Tensor, target: Tensor, share: float) -> None:
-        self.difference, self.share = outputs - target.view(outputs.shape), share / outputs[0].numel()
+        self.difference, self.share = outputs - target.reshape(outputs.shape), share / outputs[0].numel()
 
     def total(self) -> Tensor:
         """Of all copies together."""

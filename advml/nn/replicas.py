@@ -238,11 +238,12 @@ class Batched(Replicas):
         for name, module in self.chain:
             weight, bias = parameters.get(f"{name}.weight"), parameters.get(f"{name}.bias")
             match module:
-                case nn.Linear() if weight is not None and weight.dim() == 2:
-                    calls.append(Call(name, hidden, F.linear(hidden, weight, bias)))
-                    hidden = calls[-1].given
                 case nn.Linear():
-                    hidden = _affine(hidden, weight, bias)
+                    assert weight is not None
+                    given = affine(hidden, weight, bias)
+                    if weight.dim() == 2:
+                        calls.append(Call(name, hidden, given))
+                    hidden = given
                 case nn.LayerNorm():
                     hidden = _scaled(F.layer_norm(hidden, module.normalized_shape, eps=module.eps), weight, bias)
                 case Normalised():
@@ -263,9 +264,10 @@ class Call(NamedTuple):
     given: Tensor
 
 
-def _affine(rows: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    """rows [R, B, in], weight [R, out, in], bias [R, out] → [R, B, out]."""
-    assert weight is not None
+def affine(rows: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """rows [R, B, in] → [R, B, out], by a weight of each copy, [R, out, in], with [R, out], or a common [out, in]."""
+    if weight.dim() == 2:
+        return F.linear(rows, weight, bias)
     if bias is None:
         return torch.bmm(rows, weight.transpose(1, 2))
     return torch.baddbmm(bias.unsqueeze(1), rows, weight.transpose(1, 2))
@@ -374,7 +376,7 @@ def has_batch_norm(network: nn.Module) -> bool:
 
 def flat_rows(inputs: Inputs) -> Tensor:
     """All inputs as one row an example, [R, B, sum of their sizes]."""
-    rows = [values.flatten(2) for values in inputs.values()]
+    rows = [values.flatten(2) if values.dim() > 2 else values.unsqueeze(2) for values in inputs.values()]
     return rows[0] if len(rows) == 1 else torch.cat(rows, 2)
 
 

@@ -131,8 +131,8 @@ def _varying(gathered: Gathered) -> list[str]:
 
 def _sizes(gathered: Gathered) -> list[str]:
     """The network's size, if it is what was searched for."""
-    searched = any("derived_parameters" in run.numbers for group in gathered.groups for run in group.runs.values())
-    return ["parameters"] if searched and _differs(gathered, "parameters") else []
+    derived = any("derived_parameters" in run.numbers for group in gathered.groups for run in group.runs.values())
+    return ["parameters"] if derived and _differs(gathered, "parameters") else []
 
 
 def _differs(gathered: Gathered, axis: str) -> bool:

@@ -33,7 +33,7 @@ def batch(examples, outputs, classes, seed):
         target = torch.randint(outputs, (COPIES, examples), generator=generator)
     else:
         target = torch.randn(COPIES, examples, outputs, dtype=torch.float64, generator=generator)
-    return Batch({"a": rows[..., :2].reshape(COPIES, examples, 1, 2), "b": rows[..., 2:]}, target)
+    return Batch({"a": rows[..., :2].reshape(COPIES, examples, 1, 2), "b": rows[..., 2]}, target)
 
 
 def halves(outputs, classes):
@@ -45,7 +45,7 @@ def loss_of(outputs, target):
 
 
 def rows_of(part, copy):
-    return torch.cat([values[copy].flatten(1) for values in part.inputs.values()], 1)
+    return torch.cat([part.inputs["a"][copy].flatten(1), part.inputs["b"][copy].unsqueeze(1)], 1)
 
 
 def by_graph(network, support, query, steps, rate, second):

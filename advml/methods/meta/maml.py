@@ -226,13 +226,11 @@ class Maml(MetaLearner):
 
     def _unrolled(self) -> Unrolled | None:
         """For chains without norms and dropout, of which every parameter is adapted at a fixed rate."""
-        config = self.config
-        other = (
-            config.compile or config.multi_step or config.inner_rates != "fixed" or set(self.adapts) != set(self.theta)
-        )
-        if other or not isinstance(self.replicas, Batched):
+        config, replicas = self.config, self.replicas
+        plain = config.inner_rates == "fixed" and not (config.multi_step or config.compile)
+        if not (plain and isinstance(replicas, Batched) and set(self.adapts) == set(self.theta)):
             return None
-        layers = layers_of(self.replicas.chain)
+        layers = layers_of(replicas.chain)
         return None if layers is None else Unrolled(layers)
 
     @staticmethod
