@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from advml.compose import compose, separate
+from advml.compose import compose
 from advml.config import bind
 from advml.contracts import Network
 from advml.errors import AdvmlError, ConfigError
 from advml.models.build import load_bundle, rebuild
 from advml.nn.evaluation import BATCH
 from advml.nn.losses import masked
+from advml.overrides import separate
 from advml.runner.baselines import carry_out, plan
 from advml.runner.folder import RunFolder
 from advml.runner.run import Asked, start
@@ -82,13 +83,19 @@ class Run:
         if missing := [name for name in trained.names if name not in raw]:
             wanted, lacking = ", ".join(trained.names), ", ".join(missing)
             raise ConfigError(f"{self.folder}: the network needs {wanted}, not given: {lacking}")
-        tensors = [self._array(name, raw[name], trained.shapes[name]) for name in trained.names]
+        tokens = bundle["recipe"]["spec"].get("tokens", {})
+        tensors = [self._array(name, raw[name], trained.shapes[name], tokens.get(name)) for name in trained.names]
+        if len({len(tensor) for tensor in tensors}) > 1:
+            counts = ", ".join(f"{name} {len(tensor)}" for name, tensor in zip(trained.names, tensors, strict=True))
+            raise ConfigError(f"{self.folder}: as many examples of every input are needed, not {counts}")
         with torch.no_grad():  # some at a time: a convolution's intermediate images take far more than its inputs
             parts = [trained(*part) for part in zip(*(tensor.split(BATCH) for tensor in tensors), strict=True)]
         return masked(torch.cat(parts), own.get("outputs"))
 
-    def _array(self, name: str, given: Any, shape: tuple[int, ...]) -> Tensor:
-        """An input as a tensor [N, *shape]. Raises ConfigError for another shape, or for what are no numbers."""
+    def _array(self, name: str, given: Any, shape: tuple[int, ...], vocabulary: int | None) -> Tensor:
+        """An input as a tensor [N, *shape]. Raises ConfigError for another shape, for what are no numbers, and for
+        tokens beyond the `vocabulary`.
+        """
         try:
             found = given if isinstance(given, Tensor) else torch.from_numpy(np.ascontiguousarray(given))
         except (TypeError, ValueError) as error:
@@ -96,6 +103,9 @@ class Run:
         if tuple(found.shape[1:]) != shape or not found.dim():
             wanted = ", ".join(map(str, ("N", *shape)))
             raise ConfigError(f"{self.folder}: {name}: expected [{wanted}], not {list(found.shape)}")
+        if vocabulary is not None and len(found) and not 0 <= found.min() <= found.max() < vocabulary:
+            raise ConfigError(f"{self.folder}: {name}: tokens are 0 to {vocabulary - 1} here, "
+                              f"not {found.min():g} to {found.max():g}")  # fmt: skip
         return found
 
     def _task(self, bundle: Mapping[str, Any], task: str | None) -> Mapping[str, Any]:

@@ -1,6 +1,7 @@
 """The command line: finds the verb and hands over. Standard library only, so that help comes at once."""
 
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -26,7 +27,31 @@ examples:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; the exit code: 0 done, 1 failed, 2 wrong command or configuration, 130 interrupted."""
-    words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):  # of a locale without our signs: a ? in place of ±, not a traceback
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        code = _run(list(sys.argv[1:] if arguments is None else arguments))
+        sys.stdout.flush()  # here, where a full disk or a reader that has gone is told from a mistake of ours
+        return code
+    except AdvmlError as error:
+        for line in str(error).splitlines():
+            print(f"advml: {line}", file=sys.stderr)
+        return error.exit_code
+    except BrokenPipeError:  # the reader of our output has gone, as in `advml list runs | head`
+        _abandon_output()
+        return 0
+    except OSError as error:  # a full disk, a folder that may not be read: nothing that a traceback would explain
+        _abandon_output()
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"advml: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("advml: interrupted", file=sys.stderr)
+        return 130
+
+
+def _run(words: list[str]) -> int:
     if len(words) > 1 and words[0] in ("-h", "--help", "help"):
         words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help", "help"):
@@ -39,30 +64,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # machine from other processes.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch asks Linux for large pages
-    verb, rest = words[0], words[1:]
+    verb, rest = words[0], list(map(_home_spelt, words[1:]))
     if verb not in VERBS:
         print(f"advml: {verb}: unknown verb{did_you_mean(verb, VERBS)} (see: advml --help)", file=sys.stderr)
         return 2
     if "-h" in rest or "--help" in rest:
         print(_help_of(verb), end="")
         return 0
+    code: int = importlib.import_module(f"advml.commands.{verb}").main(rest)
+    return code
+
+
+def _home_spelt(word: str) -> str:
+    """KEY=~/… with the home folder in place of ~, as bash passes it on and other shells do not."""
+    key, equals, value = word.partition("=")
+    return key + equals + (os.path.expanduser(value) if value.split("/")[0] == "~" else value)
+
+
+def _abandon_output() -> None:
+    """Throw away what could not be written, before Python tries once more at its end and complains."""
     try:
-        code: int = importlib.import_module(f"advml.commands.{verb}").main(rest)
-        return code
-    except AdvmlError as error:
-        for line in str(error).splitlines():
-            print(f"advml: {line}", file=sys.stderr)
-        return error.exit_code
-    except BrokenPipeError:  # the reader of our output has gone, as in `advml list runs | head`
+        sys.stdout.flush()
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except OSError as error:  # a full disk, a folder that may not be read: nothing that a traceback would explain
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"advml: {where}{error.strerror or error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("advml: interrupted", file=sys.stderr)
-        return 130
 
 
 def _help_of(verb: str) -> str:

@@ -102,6 +102,16 @@ class TestLoad:
         with pytest.raises(ConfigError, match="the network needs image, not given: image"):
             run.predict({"picture": np.zeros((1, 1, 8, 8))})
 
+    def test_inputs_that_belong_together(self, inside):
+        words = ("method=fusion", "dataset=shapes_captions", "dataset.limit=60", "method.epochs=1", "baselines=off")
+        run = advml.run(*words, *QUIET)
+        raw = {name: values[:3] for name, values in load_view(bind(run.config), print).test.inputs.items()}
+        assert run.predict(raw).shape == (3, 2)
+        with pytest.raises(ConfigError, match=r"as many examples of every input are needed, not .*image 1\b"):
+            run.predict({**raw, "image": raw["image"][:1]})
+        with pytest.raises(ConfigError, match=r"text: tokens are 0 to \d+ here, not 200 to 200"):
+            run.predict({**raw, "text": raw["text"] * 0 + 200})
+
     @pytest.mark.parametrize(
         ("view", "asks"),
         [("stream_permuted", True), ("stream_rotated", True), ("stream", True), ("stream_class", False)],

@@ -9,8 +9,9 @@ import yaml
 from omegaconf import OmegaConf
 
 from advml import compose as module
-from advml.compose import composed, forced
+from advml.compose import composed
 from advml.errors import ConfigError
+from advml.overrides import forced
 from advml.roots import config_root, members
 
 METHODS = sorted(members("method", [config_root()]))

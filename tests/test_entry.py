@@ -1,5 +1,6 @@
 """The command's own floor: help and lists come without the heavy packages; the script is found in every way."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,37 @@ def test_a_reader_that_goes_away(inside):
     ended = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True)
     assert ended.stdout.splitlines()[-1] == "0"
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["--help", "list methods", "list --help"])
+def test_a_reader_that_was_never_there(words, unbuffered, inside):
+    program = f"{sys.executable} -m advml {words} | true; echo ${{PIPESTATUS[0]}}"
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    ended = subprocess.run(["bash", "-c", program], capture_output=True, text=True, check=True, env=env)
+    assert (ended.stdout, ended.stderr) == ("0\n", "")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full on this machine")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["--help", "--version", "list methods"])
+def test_nowhere_to_print(words, unbuffered, inside):
+    """A short text stays in Python's buffer until the end: the failure must be noticed all the same."""
+    env = {**os.environ, "PYTHONUNBUFFERED": unbuffered}
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run([sys.executable, "-m", "advml", *words.split()], stdout=full, stderr=subprocess.PIPE,
+                               text=True, check=False, env=env)  # fmt: skip
+    assert (ended.returncode, ended.stderr) == (1, "advml: No space left on device\n")
+
+
+def test_a_terminal_without_our_signs(inside):
+    env = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    (inside / "method").mkdir()
+    (inside / "method/mine.yaml").write_text("# Mean ± spread.\n")
+    program = [sys.executable, "-m", "advml", "list", "methods"]
+    ended = subprocess.run(program, capture_output=True, text=True, check=False, env={**env, "ADVML_CONFIG_PATH": "."})
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "Mean ? spread." in ended.stdout
 
 
 def test_ctrl_c_outside_a_run(monkeypatch, capsys):

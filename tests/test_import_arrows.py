@@ -21,6 +21,7 @@ FLOORS = [
     {"advml.models", "advml.data"},
     {"advml.nn"},
     {"advml.contracts", "advml.compose"},
+    {"advml.overrides"},
     {"advml.config", "advml.roots", "advml.artifacts", "advml.spec"},
     {"advml.registry"},
     {"advml.errors", "advml"},

@@ -17,9 +17,10 @@ from collections.abc import Sequence
 
 def main(arguments: Sequence[str]) -> int:
     """Check one configuration or all."""
-    from advml.compose import compose, separate
+    from advml.compose import compose
     from advml.config import GROUPS, bind
     from advml.errors import ConfigError
+    from advml.overrides import separate
     from advml.roots import members
     from advml.runner import baselines
     from advml.runner.fit import check_fit

@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
     from advml.commands.paths import one_of, paths_and_options
     from advml.report.gather import gather
     from advml.report.tables import compare
-    from advml.runner.files import write_text
+    from advml.runner.files import write_out
 
     paths, given = paths_and_options("compare", arguments, ("metric", "against", "format", "out"))
     out = Path(given["out"]) if "out" in given else None
@@ -44,8 +44,6 @@ def main(arguments: Sequence[str]) -> int:
     comparison = compare(gathered, metrics, given.get("against"))
     for one in gathered.missing:
         print(f"advml: {one.folder.path}: {one.state}: {one.reason}", file=sys.stderr)
-    if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
     if form == "rich":
         _show(comparison, out)
         return 0
@@ -57,7 +55,7 @@ def main(arguments: Sequence[str]) -> int:
         if form == "csv":  # a table for machines carries no sentences
             print("\n".join(f"advml: {note}" for note in comparison.notes), file=sys.stderr)
     else:
-        write_text(out, text)
+        write_out(out, text)
         print(out)
     return 0
 
@@ -68,7 +66,7 @@ def _show(comparison: Comparison, out: Path | None) -> None:
     from rich.table import Table
 
     from advml.report.formats import as_rich
-    from advml.runner.files import write_text
+    from advml.runner.files import write_out
 
     shown = as_rich(comparison)
     buffer = io.StringIO()
@@ -79,5 +77,5 @@ def _show(comparison: Comparison, out: Path | None) -> None:
         console = Console(file=console.file, width=max(80, *needed))
     console.print(shown)
     if out is not None:
-        write_text(out, buffer.getvalue())
+        write_out(out, buffer.getvalue())
         print(out)

@@ -25,7 +25,9 @@ _advml() {{
         list) COMPREPLY=($(compgen -W "{kinds} runs" -- "$current")) ;;
         study) COMPREPLY=($(compgen -W "{studies}" -- "$current")) ;;
         data) COMPREPLY=($(compgen -W "list download verify" -- "$current")) ;;
-        *) COMPREPLY=($(compgen -o dirnames -- "$current")) ;;
+        *)
+            mapfile -t COMPREPLY < <(compgen -d -- "$current")
+            compopt -o filenames ;;
     esac
 }}
 COMP_WORDBREAKS=${{COMP_WORDBREAKS//=/}}

@@ -36,7 +36,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from advml.report.gather import gather
     from advml.report.page import page
-    from advml.runner.files import write_text
+    from advml.runner.files import write_out
 
     gathered = gather(paths, curves=True)
     metrics = [name for name in given.get("metric", "").split(",") if name]
@@ -44,7 +44,6 @@ def main(arguments: Sequence[str]) -> int:
     html = page(gathered, metrics, given.get("against"), paths=paths, base=out.parent, command=command)
     for one in gathered.missing:
         print(f"advml: {one.folder.path}: {one.state}: {one.reason}", file=sys.stderr)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    write_text(out, html)
+    write_out(out, html)
     print(out)
     return 0

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 def main(arguments: Sequence[str]) -> int:
     """Compose with Hydra, bind, run, show the result."""
-    from advml.compose import as_tree, config_dirs, separate, through_hydra
+    from advml.compose import as_tree, through_hydra
     from advml.errors import ConfigError
+    from advml.overrides import config_dirs, separate
 
     options, overrides = separate(arguments)
     if "-m" in options or "--multirun" in options:

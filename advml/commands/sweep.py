@@ -47,8 +47,9 @@ ASKING = ("--cfg", "-c", "--info", "-i", "--hydra-help", "--version", "-sc", "--
 
 def main(arguments: Sequence[str]) -> int:
     """Check all jobs, run them through Hydra's sweeper and launcher, show how each ended."""
-    from advml.compose import config_dirs, forced, run_hydra, separate, several_words
+    from advml.compose import run_hydra
     from advml.errors import ConfigError
+    from advml.overrides import config_dirs, forced, quoted_text, separate, several_words
 
     options, overrides = separate(arguments)
     if any(re.match(r"[+~]*baselines\b", word) and word != "baselines=off" for word in overrides):
@@ -71,7 +72,7 @@ def main(arguments: Sequence[str]) -> int:
     if searching(options, prepared):
         return search_main(options, overrides, prepared, command)
     sweep = plan(options, overrides, prepared, command)
-    words = [*prepared, *launcher(sweep.settings, prepared), f"hydra.sweep.dir={_quoted(str(sweep.folder))}"]
+    words = [*prepared, *launcher(sweep.settings, prepared), f"hydra.sweep.dir={quoted_text(str(sweep.folder))}"]
     sweep.begin()
     shown = JobsShown(None if sweep.jobs is None else len(sweep.jobs))
     interrupted = False
@@ -95,7 +96,8 @@ def main(arguments: Sequence[str]) -> int:
 def search_main(options: Sequence[str], overrides: Sequence[str], prepared: Sequence[str], command: str) -> int:
     """Run the trials of a search through the launcher; show them, and how to run the best of them again."""
     from advml.commands.jobs_shown import JobsShown, show_jobs
-    from advml.compose import is_hydras, run_hydra
+    from advml.compose import run_hydra
+    from advml.overrides import is_hydras, quoted_text
     from advml.runner.searches import plan_search
     from advml.runner.sweeps import launcher
 
@@ -109,7 +111,7 @@ def search_main(options: Sequence[str], overrides: Sequence[str], prepared: Sequ
         shown.ends |= {end.job.folder: end for end in search.ends() if end.state in ("completed", "pruned")}
         hydras = [word for word in prepared if is_hydras(word)]
         words = [*search.plan.fixed, *hydras, *chosen, "hydra/sweeper=advml_search",
-                 f"hydra.sweep.dir={_quoted(str(sweep.folder))}"]  # fmt: skip
+                 f"hydra.sweep.dir={quoted_text(str(sweep.folder))}"]  # fmt: skip
         run_hydra(SearchTask(sweep, shown, search), ["-m", *options], words)
     except KeyboardInterrupt:
         interrupted = True
@@ -215,8 +217,3 @@ class SearchTask(SweepTask):
             end = self.shown.ends.get(trial.job.folder) or look(trial.job)
             if end.state != "not started" or not self.sweep.settings.fail_fast:
                 self.search.tell(trial, end)
-
-
-def _quoted(text: str) -> Any:
-    """A value for Hydra's grammar, whatever is in it."""
-    return "'" + text.replace("\\", "\\\\").replace("'", "\\'") + "'"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,8 @@ def export(run: RunFolder, state: str, out: Path) -> Exported:
     if out.exists() and not (out.is_dir() and (not any(out.iterdir()) or (out / FACTS).is_file())):
         raise ConfigError(f"out={out}: is there already and holds no export; choose another folder")
     trained = Trained(rebuild(bundle["recipe"], bundle["states"][state]), bundle["prepare"])
-    facts = _facts(run, state, bundle, trained)
+    with _undamaged(run):
+        facts = _facts(run, state, bundle, trained)
     contents: dict[str, bytes] = {}
     try:
         contents[PROGRAM], difference = program(trained)
@@ -55,7 +56,8 @@ def export(run: RunFolder, state: str, out: Path) -> Exported:
         facts["program"], problem = None, str(error)
     weights = _plainly(bundle["states"][state])  # safetensors takes no two names for one memory
     contents[WEIGHTS] = save(weights, metadata={"format": "pt", "advml": advml.__version__})
-    contents[README] = _readme(facts, problem).encode()
+    with _undamaged(run):
+        contents[README] = _readme(facts, problem).encode()
 
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -67,6 +69,15 @@ def export(run: RunFolder, state: str, out: Path) -> Exported:
     except OSError as error:
         raise AdvmlError(f"{out}: cannot be written: {error.strerror}; choose another with out=FOLDER") from None
     return Exported(out, (*contents, FACTS), problem)
+
+
+@contextmanager
+def _undamaged(run: RunFolder) -> Iterator[None]:
+    """What a result lacks, or has of another kind, in one line."""
+    try:
+        yield
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(f"{run / 'result.json'}: damaged ({type(error).__name__}: {error})") from None
 
 
 def _plainly(state: Mapping[str, Tensor]) -> dict[str, Tensor]:

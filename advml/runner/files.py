@@ -36,6 +36,17 @@ def write_text(path: Path, text: str) -> None:
     write_atomic(path, text.encode())
 
 
+def write_out(path: Path, text: str) -> None:
+    """Write a file where somebody said, making its folder: behind a link what it points at, into a device or a pipe
+    (/dev/stdout, a FIFO) as into a stream, and every ordinary file whole or not at all.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        path.write_text(text, encoding="utf-8")
+    else:
+        write_text(path.resolve(), text)
+
+
 def write_json(path: Path, value: Any) -> None:
     """`write_atomic` for plain data, indented, ending in a newline. NaN and infinity are errors."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + "\n")

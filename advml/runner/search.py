@@ -17,14 +17,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
-from advml.compose import as_tree, composed, forced
+from advml.compose import as_tree, composed
 from advml.errors import ConfigError
+from advml.overrides import forced
 from advml.runner.folder import RunFolder
 from advml.runner.jobs import Ended, Job, look
 from advml.runner.observers import was_pruned
 from advml.runner.run import Asked
 from advml.runner.spaces import Dimension, grid
-from advml.runner.sweeps import Sweep
+from advml.runner.sweeps import Sweep, telling
 from advml.runner.trials import (
     Asking,
     FrozenTrial,
@@ -85,6 +86,7 @@ class Search:
         what = {
             "sampler": self.plan.sampler, "sampler_seed": self.plan.seed, "pruner": self.plan.pruner,
             "space": [str(one) for one in self.plan.dimensions],
+            "fixed": sorted(telling([word.lstrip("+") for word in self.plan.fixed])),
         }  # fmt: skip
         with self._lock:
             self.study = open_study(self.folder)

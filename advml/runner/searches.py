@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from advml.compose import as_tree, composed, config_dirs, forced, is_hydras
+from advml.compose import as_tree, composed
 from advml.config import Bound, SweepSettings, bind
 from advml.errors import ConfigError
+from advml.overrides import config_dirs, forced, is_hydras
 from advml.roots import config_root, extra_roots
 from advml.runner.environment import resolve_device
 from advml.runner.fit import check_fit

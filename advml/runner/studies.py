@@ -17,9 +17,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 import yaml
 from annotated_types import Len
 
-from advml.compose import compose, config_dirs, separate
+from advml.compose import compose
 from advml.config import CountInt, PositiveFloat, SweepSettings, bind, bind_settings, settings
 from advml.errors import ConfigError, did_you_mean
+from advml.overrides import config_dirs, separate
 from advml.roots import config_root, extra_roots, members
 from advml.runner.environment import resolve_device
 from advml.runner.fit import check_fit
@@ -208,7 +209,8 @@ def read(name: str, dirs: Sequence[Path] = ()) -> StudySettings:
 
 
 def _seeds(word: str) -> list[int]:
-    numbers = word.partition("=")[2].strip("[]").split(",")
-    if not all(re.fullmatch(r"\d+", number.strip()) for number in numbers) or len(set(numbers)) != len(numbers):
+    said = word.partition("=")[2].strip("[]").split(",")
+    numbers = [int(one) for one in said if re.fullmatch(r"\s*\d+\s*", one, re.ASCII)]
+    if len(set(numbers)) != len(said):
         raise ConfigError(f"{word}: give different whole numbers, like seed=0 or seed=0,1")
-    return [int(number) for number in numbers]
+    return numbers

@@ -16,9 +16,10 @@ from typing import Any
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from advml.compose import as_tree, composed, config_dirs, each_job, is_hydras
+from advml.compose import as_tree, composed, each_job
 from advml.config import SweepSettings, bind
 from advml.errors import ConfigError
+from advml.overrides import config_dirs, is_hydras
 from advml.runner.environment import resolve_device
 from advml.runner.fit import check_fit
 from advml.runner.folder import RunFolder
@@ -72,7 +73,7 @@ class Sweep:
 def plan(options: Sequence[str], typed: Sequence[str], prepared: Sequence[str], command: str) -> Sweep:
     """Compose, bind and fit every job. Raises ConfigError with the mistakes of all.
 
-    `prepared` are the `typed` overrides as compose.forced leaves them. Of another sweeper than Hydra's own nothing is
+    `prepared` are the `typed` overrides as overrides.forced leaves them. Of another sweeper than Hydra's own nothing is
     known beforehand but the configuration that all jobs share.
     """
     single, mistakes = single_words(prepared)

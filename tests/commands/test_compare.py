@@ -78,6 +78,26 @@ class TestOutput:
         assert (said.code, said.out) == (0, f"{name}\n")
         assert Path(name).read_text().startswith(start)
 
+    def test_behind_a_link(self, sweep, run_cli):
+        Path("real.md").write_text("before")
+        Path("link.md").symlink_to("real.md")
+        assert run_cli("compare", "sweep", "out=link.md").code == 0
+        assert Path("link.md").is_symlink()
+        assert Path("real.md").read_text().startswith("| #")
+
+    def test_into_a_pipe(self, sweep, run_cli, inside):
+        os.mkfifo("pipe")
+        with subprocess.Popen(["cat", "pipe"], stdout=subprocess.PIPE, text=True) as reader:
+            assert run_cli("compare", "sweep", "out=pipe", "format=csv").code == 0
+            assert reader.communicate(timeout=60)[0].startswith("row,")
+        assert Path("pipe").is_fifo()
+
+    def test_into_the_home_folder(self, sweep, run_cli, inside, monkeypatch):
+        """Of a shell that leaves ~ alone behind an equals sign."""
+        monkeypatch.setenv("HOME", str(inside / "home"))
+        assert run_cli("compare", "sweep", "out=~/a.md").out == f"{inside}/home/a.md\n"
+        assert (inside / "home/a.md").is_file()
+
     def test_a_rich_table_into_a_file(self, sweep, run_cli):
         run_cli("compare", "sweep", "out=new/a.txt", "format=rich")
         text = Path("new/a.txt").read_text()

@@ -174,6 +174,13 @@ class TestReproduce:
         losses = [line for line in lines if line.startswith("records      train loss: differs by up to ")]
         assert len(losses) == 1
 
+    def test_into_a_folder_below_home(self, tiny, run_cli, inside, monkeypatch):
+        monkeypatch.setenv("HOME", str(inside / "home"))
+        said = run_cli("reproduce", str(tiny().path), 'outputs="~/again"')
+        assert said.code == 0, said.err
+        assert said.last.startswith(f"{inside}/home/again/")
+        assert not (inside / "~").exists()
+
     def test_fewer_steps(self, tiny, run_cli):
         folder = tiny()
         said = run_cli("reproduce", str(folder.path), "limits.steps=2")

@@ -338,6 +338,11 @@ def test_another_search_under_the_same_name(valley, run_cli, inside):
     said = run_cli(*words, "sweep.sampler=tpe")
     assert said.code == 2
     assert said.err.startswith(f"advml: {inside}/outputs/sweeps/mine: holds another search (sampler: random, not tpe)")
+    said = run_cli(*words, "sweep.sampler=random", "method.steps=2", "sweep.trials=3")
+    assert said.code == 2
+    assert "holds another search (fixed: [" in said.err
+    assert len(list((inside / "outputs/sweeps/mine").glob("*/config.yaml"))) == 1
+    assert run_cli(*words, "sweep.sampler=random", "sweep.trials=2", "sweep.jobs=1", "threads=1").code == 0
 
 
 def test_without_optuna(valley, forks, inside):

@@ -220,6 +220,16 @@ class TestInThisProcess:
         assert said.code == 0
         assert [line.split(":")[0] for line in said.err.splitlines()] == ["[1/2] seed=1", "[2/2] seed=0"]
 
+    @pytest.mark.parametrize("name", ["x ${y}", r"x\${y}", r"a\b", "end\\", r"it\'s", "a,b=[1]"])
+    def test_in_a_folder_of_any_name(self, name, run_cli, inside, monkeypatch):
+        (inside / name).mkdir()
+        monkeypatch.chdir(inside / name)
+        said = run_cli("sweep", "sweep.name=s", "seed=0", *(word for word in TINY if not word.startswith("outputs")))
+        assert said.code == 0, said.err
+        assert [path.name for path in inside.iterdir()] == [name]
+        assert len(list((inside / name / "outputs/sweeps/s").glob("*/result.json"))) == 1
+        assert (inside / name / "outputs/sweeps/s/multirun.yaml").is_file()
+
     def test_a_folder_with_quotes_and_commas(self, run_cli, inside):
         said = run_cli("sweep", "seed=0", *TINY, "outputs='it\\'s, here=1'")
         assert said.code == 0, said.err

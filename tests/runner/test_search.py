@@ -10,9 +10,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advml.compose import forced, separate
 from advml.contracts import Objective, Phase
 from advml.errors import ConfigError
+from advml.overrides import forced, separate
 from advml.runner.jobs import Ended
 from advml.runner.observers import Pruner, was_pruned
 from advml.runner.search import Search

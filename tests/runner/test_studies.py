@@ -128,7 +128,19 @@ class TestPlan:
         study = plan("mine", ["--config-dir", "own"])
         assert (study.folder.name, study.command) == ("mine", "advml study mine --config-dir own")
 
-    @pytest.mark.parametrize("words", [["seed=x"], ["seed=1,1"], ["sweep.name=a"], ["method.epoch=1"], ["epochs"]])
+    @pytest.mark.parametrize(
+        "words",
+        [
+            ["seed=x"],
+            ["seed=1,1"],
+            ["seed=1,01"],
+            ["seed=0, 0"],
+            ["seed=1,"],
+            ["sweep.name=a"],
+            ["method.epoch=1"],
+            ["epochs"],
+        ],
+    )
     def test_mistakes(self, words, studied):
         with pytest.raises(ConfigError) as caught:
             plan("mine", words)

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from advml.compose import as_tree, compose, each_job, forced, separate
+from advml.compose import as_tree, compose, each_job
 from advml.config import SweepSettings
 from advml.errors import ConfigError
+from advml.overrides import forced, separate
 from advml.runner.identity import identity
 from advml.runner.sweeps import command_hash, job_folder, launcher, plan, readable
 
@@ -148,6 +149,11 @@ class TestPlan:
     def test_a_range_without_numbers(self, inside):
         with pytest.raises(ConfigError, match=r"^seed: a range without numbers"):
             planned("seed=range(5,5)")
+
+    @pytest.mark.parametrize("word", ["seed=range(0,10,0)", "method.lr=range(0.1,0.5,0)"])
+    def test_a_range_that_never_ends(self, word, inside):
+        with pytest.raises(ConfigError, match=r"a range with a step of 0 never ends"):
+            planned(word)
 
     @pytest.mark.parametrize("name", ["../x", "a/b", "", ".hidden"])
     def test_a_name_is_a_folder_name(self, name, inside):
