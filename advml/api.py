@@ -77,6 +77,9 @@ class Run:
         scenario; the others are −∞).
         """
         bundle = load_bundle(self.folder)
+        if "untrained" in bundle["recipe"]:
+            raise ConfigError(f"{self.folder}: has learnt no outputs, its head is as it was drawn; its network embeds: "
+                              f"run.model.embed(NAME, prepared inputs), or train it on with model=run")  # fmt: skip
         own = self._task(bundle, task)
         trained = Trained(self.network(state), own["prepare"])
         raw: Mapping[str, Any] = inputs if isinstance(inputs, Mapping) else {trained.names[0]: inputs}

@@ -44,14 +44,14 @@ def placed(network: Network, device: torch.device, dtype: torch.dtype) -> Networ
     return as_torch
 
 
-def from_recipe(recipe: Mapping[str, Any]) -> Network:
-    """The network that a recipe describes, with arbitrary weights."""
+def from_recipe(recipe: Mapping[str, Any], seed: int = 0) -> Network:
+    """The network that a recipe describes, with weights drawn by `seed`."""
     cls = registry.resolve("model", recipe["name"])
     try:
         settings = TypeAdapter(cls.settings).validate_python(dict(recipe["settings"]))
     except ValidationError:
         raise ConfigError(f"model {recipe['name']}: saved with other settings than today's version has") from None
-    return build(recipe["name"], settings, Spec.from_dict(recipe["spec"]), seed=0)
+    return build(recipe["name"], settings, Spec.from_dict(recipe["spec"]), seed)
 
 
 def rebuild(recipe: Mapping[str, Any], state: Mapping[str, torch.Tensor]) -> Network:

@@ -1,7 +1,8 @@
 """The baselines of a run: ordinary runs in RUN/baselines/NAME that differ from it in a few words.
 
 A baseline is listed by overrides, as in `finetune: [method=finetune]`. Everything else is the run's: seed, data,
-limits and, where another method is chosen, the settings that both methods have. Another model comes with its own.
+limits and, where another method is chosen, the settings that both methods have. Another model comes with its own,
+except for those that a word `keep=model:width,depth` names: they are the run's too.
 """
 
 from __future__ import annotations
@@ -92,4 +93,19 @@ def _changed(tree: Mapping[str, Any], words: Sequence[str], options: Sequence[st
         if group == "method":
             ours = tree["method"]
             changed[group] |= {key: ours[key] for key in composed[group] if key in ours and key != "name"}
-    return with_overrides(changed, [word for word in words if word not in choices])
+    plain = []
+    for word in words:
+        if word.startswith("keep="):
+            changed["model"] = _keeping(word, tree["model"], changed["model"])
+        elif word not in choices:
+            plain.append(word)
+    return with_overrides(changed, plain)
+
+
+def _keeping(word: str, ours: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
+    """The `other` model's settings with those that `keep=model:KEY,…` names as the run has them, if it has them."""
+    group, _, keys = word.removeprefix("keep=").partition(":")
+    named = keys.split(",")
+    if group != "model" or not set(named) <= set(other) - {"name"}:
+        raise ConfigError(f"{word}: names settings of the baseline's model, as in keep=model:width,depth")
+    return {**other, **{key: ours[key] for key in named if key in ours}}

@@ -50,6 +50,8 @@ def export(run: RunFolder, state: str, out: Path) -> Exported:
         facts = _facts(run, state, bundle, trained)
     contents: dict[str, bytes] = {}
     try:
+        if "untrained" in bundle["recipe"]:
+            raise AdvmlError("the network has learnt no outputs, its head is as it was drawn")
         contents[PROGRAM], difference = program(trained)
         facts["program"], problem = {"file": PROGRAM, "largest_difference": difference}, None
     except AdvmlError as error:

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 import advml
+from advml.compose import compose
+from advml.config import bind
 from advml.contracts import Classes, Spec
 from advml.errors import ConfigError
 from advml.models.build import build, load_bundle
 from advml.models.run import FromRun, FromRunSettings
+from advml.runner.run import load_view
 
 QUIET = ("device=cpu", "threads=1", "progress=off", "figures=false")
 SMALL = ("method=supervised", "dataset=iris", "method.epochs=3", "method.lr=0.05", *QUIET)
@@ -167,3 +170,50 @@ def test_it_does_not_depend_on_the_other_afterwards(inside, chosen):
     assert load_bundle(after.folder)["recipe"]["name"] == "mlp"
     third = advml.run(*SMALL, "model=run", f"model.path={after.folder}")  # and may be started from in turn
     assert third.model.head.out_features == 3
+
+
+# --- heads beside the head ----------------------------------------------------------------------------------------
+
+GENOTYPE = ("method=supervised", "model=genotype", "model.auxiliary=true", "model.cells=3", "model.channels=4",
+            "dataset.limit=60", "method.epochs=1")  # fmt: skip
+HEADS = ("method=fusion", "model=late_fusion", "model.unimodal_heads=true", "method.unimodal_weight=1",
+         "model.width=8", "model.hidden=8", "dataset.examples=300", "method.epochs=1", "baselines=off")  # fmt: skip
+MATCHES, MEANINGS = "dataset=shapes_captions", "dataset=shapes_captions_retrieve"
+
+
+@pytest.mark.parametrize(("method", "start", "then"), [
+    (GENOTYPE[:1], ("dataset=digits", *GENOTYPE[1:]), ("dataset=digits", *GENOTYPE[5:], "dataset.keep_classes=[1,2]")),
+    (HEADS[:1], (MATCHES, *HEADS[1:]), (MEANINGS, *HEADS[3:4], *HEADS[6:])),
+    (HEADS[:1], (MEANINGS, *HEADS[1:]), (MATCHES, *HEADS[3:4], *HEADS[6:])),
+])  # fmt: skip
+def test_they_are_new_where_the_outputs_are_others(inside, method, start, then):
+    """All of them: a run whose auxiliary heads stayed as they were could not be read again, or learnt another loss."""
+    before = advml.run(*method, *start, *QUIET)
+    after = advml.run(*method, *then, *QUIET, "model=run", f"model.path={before.folder}")
+    raw = load_view(bind(after.config), print).test.inputs
+    predicted = after.predict(raw).argmax(1)
+    target = load_view(bind(after.config), print).test.target
+    assert (predicted == target).double().mean().item() == pytest.approx(after.result["metrics"]["test"]["accuracy"])
+    old, new = before.model.state_dict(), after.model.state_dict()
+    assert old.keys() == new.keys()
+    others = {name.split(".")[0] for name in old if old[name].shape != new[name].shape}
+    assert others <= {"head", "heads", "auxiliary"}
+    assert len(others) == 2
+    third = advml.run(*method, *then, *QUIET, "model=run", f"model.path={after.folder}")
+    assert third.result["parameters"] == after.result["parameters"]
+
+
+def test_all_else_is_kept_to_the_bit(inside):
+    before = advml.run(MATCHES, *HEADS, *QUIET)
+    bound = bind(compose([MEANINGS, "model=run", f"model.path={before.folder}", "view=modalities"])[0])
+    network = build("run", bound.model.settings, load_view(bound, print).spec, 0)
+    for name, value in before.model.state_dict().items():
+        assert name.startswith(("head.", "heads.")) or torch.equal(value, network.state_dict()[name]), name
+
+
+def test_a_body_that_depends_on_the_outputs_is_refused(inside):
+    before = advml.run(*SMALL, "model=mlp_equal", "model.layers=6")
+    with pytest.raises(
+        ConfigError, match=r"^model.path: mlp_equal cannot be given another head: .* use as many outputs"
+    ):
+        advml.run(*SMALL, "dataset.keep_classes=[0,1]", "model=run", f"model.path={before.folder}")

@@ -42,6 +42,20 @@ class TestPlan:
         assert found["linear"]["model"] == compose(["model=linear"])[0]["model"]
         assert found["linear"]["method"]["lr"] == 0.5
 
+    def test_what_a_baseline_keeps_of_the_model(self):
+        words = ("method=fusion", "model.width=64", "model.depth=3", "model.cross_depth=2", "model.unimodal_heads=true",
+                 "method.unimodal_weight=1")  # fmt: skip
+        found = planned(*words)
+        assert list(found) == ["first_alone", "second_alone", "product_of_experts"]
+        alone = compose(["model=late_fusion", "model.width=64", "model.depth=3", "model.image=patches"])[0]["model"]
+        assert all(changed["model"] == alone for changed in found.values())
+        assert planned("method=fusion", "model=early_fusion")["first_alone"]["model"]["image"] == "convolution"
+
+    @pytest.mark.parametrize("word", ["keep=model:widht", "keep=method:lr", "keep=width", "keep=model:name"])
+    def test_what_it_cannot_keep(self, word):
+        with pytest.raises(ConfigError, match=r"^baselines\.a: keep=.*: names settings of the baseline's model"):
+            planned("method=fusion", f'baselines={{a:["model=late_fusion","{word}"]}}')
+
     def test_the_run_itself_is_no_baseline(self):
         assert planned("method=supervised", "model=linear") == {}
 

@@ -221,7 +221,8 @@ class Contrastive(Method):
         self.stopping.load_state_dict(state["waiting"])
 
     def result(self) -> Network:
-        """The two towers."""
+        """The two towers. Its head took no part: `model=run` may train it."""
+        self.network.recipe = {**self.network.recipe, "untrained": "head"}
         return self.network
 
     def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:

@@ -35,9 +35,10 @@ from advml.methods.multimodal.common import (
     robustness,
     shuffled,
 )
-from advml.methods.multimodal.heads import Alone, Blind, with_heads
+from advml.methods.multimodal.heads import Alone, with_heads
 from advml.methods.multimodal.pictures import as_cpu, attention_picture, confusion, seen
 from advml.methods.multimodal.retrieval import pair_scores, retrieval_grid, retrieval_metrics
+from advml.models.blind import Blind
 from advml.models.fusion import FusionNetwork
 from advml.nn.early_stopping import EarlyStopping, EpochSettings, loss_in
 from advml.nn.evaluation import evaluating, measure, predict
@@ -227,7 +228,7 @@ class Fusion(Method):
     def tested(self) -> Network:
         """The network; what training never shows it, no test shows it either."""
         never = [name for name, rate in self.rates.items() if rate == 1]
-        return Blind(self.network, self.data.spec.streams, never) if never else self.network
+        return Blind(self.network, never) if never else self.network
 
     def _measure(self, split: SplitName) -> Metrics:
         return measure(self.tested, self.data.split(split), autocast=self.context.autocast)
@@ -247,8 +248,8 @@ class Fusion(Method):
         self.stopping.load_state_dict(state["waiting"])
 
     def result(self) -> Network:
-        """The trained network."""
-        return self.network
+        """The trained network, as it was tested."""
+        return self.tested
 
     def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
         """Robustness bars, the confusion of classes, attention where the network has it."""

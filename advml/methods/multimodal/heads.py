@@ -1,8 +1,8 @@
-"""A fusion network seen in other ways: with the outputs of its heads, one of these alone, a modality kept from it."""
+"""A fusion network seen in other ways: with the outputs of its heads, one of these alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from advml.contracts import Network
 from advml.models.fusion import FusionNetwork
 from advml.nn.evaluation import evaluating
-from advml.nn.multimodal.presence import without
 
 
 class WithHeads(Network):
@@ -41,21 +40,6 @@ class Alone(Network):
     def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """That head's outputs [B, C]."""
         return self.network.unimodal(self.network.encode(inputs))[self.name]
-
-
-class Blind(Network):
-    """A network that some modalities are kept from."""
-
-    def __init__(self, network: Network, streams: Mapping[str, Any], names: Sequence[str]) -> None:
-        super().__init__()
-        self.network, self.streams, self.names, self.head = network, streams, names, nn.Identity()
-
-    def features(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """The network's outputs, [B, C]."""
-        rows = next(iter(inputs.values()))
-        gone = {name: torch.ones(len(rows), dtype=torch.bool, device=rows.device) for name in self.names}
-        outputs: Tensor = self.network(without(inputs, self.streams, gone))
-        return outputs
 
 
 def with_heads(network: Network, data: Any) -> WithHeads | None:

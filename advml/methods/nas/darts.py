@@ -244,9 +244,9 @@ class Darts(ArchitectureSearch):
         found = measure(self.network, shrunk(self.data.valid, self.config), autocast=self.context.autocast)
         return {f"search_{name}": value for name, value in found.items()}
 
-    def searched(self) -> Network:
-        """The supernet."""
-        return self.network
+    def searched(self) -> Network | None:
+        """The supernet, unless it has learnt from shrunk images: nobody could give it what it knows."""
+        return self.network if shrunk_spec(self.data.spec, self.config) == self.data.spec else None
 
     def search_state(self) -> dict[str, Any]:
         """Supernet and both optimisers."""
