@@ -16,16 +16,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 from annotated_types import Ge, MinLen
-from PIL import Image
 from torch import Tensor
 
 from advml.config import Path as FilePath
 from advml.config import PositiveInt, settings
 from advml.contracts import Classes, Nothing, Spec, Split, Stream
 from advml.data.decoded import Decoded, cached
+from advml.data.pictures import MANNER, read
 from advml.data.source import Loaded, Source, SplitSettings
 from advml.errors import AdvmlError, ConfigError
 
@@ -139,19 +138,19 @@ def _row(path: Path, number: int, fields: Mapping[str, Any]) -> Row:
 
 
 def read_pictures(table: Path, rows: Sequence[Row], size: int) -> Tensor:
-    """The pictures of the rows, uint8 [N, 3, size, size]: the whole of each, resized by Lanczos' filter."""
+    """The pictures of the rows, uint8 [N, 3, size, size], each as `read` gives it."""
     images = torch.empty(len(rows), 3, size, size, dtype=torch.uint8)
     for number, row in enumerate(rows):
         try:
-            with Image.open(table.parent / row.image) as picture:
-                pixels = np.array(picture.convert("RGB").resize((size, size), Image.Resampling.LANCZOS))
+            images[number] = read(table.parent / row.image, size)
+        except ConfigError as error:
+            raise ConfigError(f"image_text: {table}, line {row.line}: the picture {row.image} {error}") from None
         except FileNotFoundError as error:
             fault = f"there is no picture {table.parent / row.image}"
             raise _wrong(table, f"line {row.line}: {fault}; mend the path") from error
         except Exception as error:  # readers of pictures fail in many ways
             fault = f"the picture {row.image} cannot be read ({type(error).__name__})"
             raise _wrong(table, f"line {row.line}: {fault}; put a whole picture there") from error
-        images[number] = torch.from_numpy(pixels).permute(2, 0, 1)
     return images
 
 
@@ -200,7 +199,7 @@ class ImageText:
         first = {row.image: row for row in reversed(rows)}
         listed = [first[name] for name in numbers]
         known, sizes = looked_at(table, listed)
-        key = f"image_text {config.size} lanczos\n{known}"
+        key = f"image_text {config.size} {MANNER}\n{known}"
         decoded = cached(
             table.parent, "image_text", key, lambda: Decoded(read_pictures(table, listed, config.size), ()), source.note
         )

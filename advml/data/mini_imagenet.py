@@ -13,15 +13,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, NamedTuple
 
-import numpy as np
 import torch
-from PIL import Image
 
 from advml.config import PositiveInt, settings
 from advml.contracts import Classes, Spec, Split
 from advml.data.decoded import Decoded, cached
+from advml.data.pictures import MANNER, read
 from advml.data.source import Loaded, Source, SplitSettings
-from advml.errors import AdvmlError
+from advml.errors import AdvmlError, ConfigError
 
 LISTS = {"train": "train.csv", "valid": "val.csv", "test": "test.csv"}
 CLASSES = {"train": 64, "valid": 16, "test": 20}
@@ -71,7 +70,7 @@ class MiniImagenet:
         for file, size in zip((row[0] for row in rows), sizes(folder, [row[0] for row in rows]), strict=True):
             pictures.update(f"{file} {size}\n".encode())
         hashes = {LISTS[name]: part.sha256 for name, part in lists.items()} | {"images": pictures.hexdigest()}
-        key = f"{self.name} {self.config.size} lanczos {' '.join(hashes.values())}"
+        key = f"{self.name} {self.config.size} {MANNER} {' '.join(hashes.values())}"
         paths = [folder / "images" / file for file, _ in rows]
         decoded = cached(
             folder, self.name, key, lambda: Decoded(decode(paths, self.config.size), tuple(names)), source.note
@@ -123,19 +122,19 @@ def sizes(folder: Path, files: Sequence[str]) -> list[int]:
 
 
 def decode(paths: Sequence[Path], size: int) -> torch.Tensor:
-    """The pictures, uint8 [N, 3, size, size]: the whole of each, resized by Lanczos' filter."""
+    """The pictures, uint8 [N, 3, size, size], each as `read` gives it."""
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
     for number, path in enumerate(paths):
         try:
-            with Image.open(path) as picture:
-                pixels = np.array(picture.convert("RGB").resize((size, size), Image.Resampling.LANCZOS))
+            images[number] = read(path, size)
+        except ConfigError as error:
+            raise ConfigError(f"mini_imagenet: in {path.parents[1]}, images/{path.name} {error}") from None
         except Exception as error:  # readers of pictures fail in many ways
             raise _wrong(
                 path.parents[1],
                 f"images/{path.name} cannot be read ({type(error).__name__})",
                 "put a whole picture there",
             ) from error
-        images[number] = torch.from_numpy(pixels).permute(2, 0, 1)
     return images
 
 

@@ -45,7 +45,7 @@ class Bottleneck(FusionNetwork):
         """[B, D]."""
         tokens = {name: one.tokens for name, one in encoded.items()}
         masks = {name: one.mask for name, one in encoded.items()}
-        shared = self.shared.expand(len(next(iter(tokens.values()))), -1, -1)
+        shared = self.shared.expand(next(iter(tokens.values())).shape[0], -1, -1)
         for block in self.exchange:
             tokens, shared = block(tokens, masks, shared)
         vectors = [self.tower(name).pooled(tokens[name], masks[name]) for name in self.streams]

@@ -192,7 +192,7 @@ class Quanvolution(Network):
         (image,) = inputs.values()
         patches = image.unfold(-2, self.kernel, self.stride).unfold(-2, self.kernel, self.stride)
         values: Tensor = self.layer(patches.reshape(-1, self.kernel**2) * self.angle)
-        return values.reshape(len(image), -1)
+        return values.reshape(image.shape[0], -1)
 
 
 def circuit_of(settings: CircuitSettings, features: int) -> Circuit:

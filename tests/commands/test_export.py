@@ -27,6 +27,17 @@ from advml.runner.trained import Trained
 
 PAGE = Path(__file__).parents[2] / "docs/export.md"
 IMAGE = {"image": (1, 8, 8)}
+SMALL = ("dataset.examples=80", "method.batch_size=16", "model.width=8", "model.heads=2", "model.hidden=8")
+FUSIONS = ("early_fusion", "cross_attention", "bottleneck", "vision_language", "additive_cross")
+RUNS = (
+    *((f"model={name}", "method=fusion", "dataset=shapes_captions", "model.image=patches", *SMALL) for name in FUSIONS),
+    ("method=product_of_experts", "dataset=shapes_captions", "model.image=patches", *SMALL),
+    ("model=quanvolution", "dataset=digits", "dataset.limit=60", "dataset.normalise=unit"),
+)
+CONVOLUTIONS = (
+    ("model=late_fusion", "method=fusion", "dataset=shapes_captions", "model.image=convolution", *SMALL),
+    ("model=cnn", "dataset=digits", "dataset.limit=60"),
+)
 
 
 @pytest.fixture(scope="module")
@@ -140,6 +151,23 @@ class TestProgram:
         assert difference == 0.0
         assert_equals(trained, content, tmp_path)
 
+    @pytest.mark.parametrize("words", [*RUNS, *CONVOLUTIONS], ids=lambda words: words[0].split("=")[1])
+    def test_of_a_run_of_every_kind_of_network(self, words, tmp_path):
+        """Called as export.json says, on raw test examples; filters lie in another order in a program."""
+        run = advml.run(*words, "method.epochs=1", "baselines=off", *QUIET, f"outputs={tmp_path}")
+        exported = export(RunFolder.open(run.folder), "last", tmp_path / "out")
+        assert exported.problem is None
+        facts = json.loads((exported.folder / "export.json").read_text())
+        assert facts["program"]["largest_difference"] == 0.0
+        again = torch.export.load(exported.folder / "model.pt2").module()
+        test = load_view(bind(run.config), lambda line: None).test
+        for size in (1, 2, 9):
+            raw = {one["name"]: test.inputs[one["name"]][:size] for one in facts["inputs"]}
+            assert all(len(values) == size for values in raw.values())
+            predicted = again(*(raw[one["name"]].to(getattr(torch, one["dtype"])) for one in facts["inputs"]))
+            off = 1e-6 if words in CONVOLUTIONS else 0.0
+            torch.testing.assert_close(predicted.detach(), run.predict(raw), rtol=0.0, atol=off)
+
     def test_of_two_inputs_in_float64(self, tmp_path):
         part = bind(compose(["model=linear"])[0]).model
         network = build(part.name, part.settings, Spec({"b": (3,), "a": (2, 2)}, Real((2,))), 0).double().eval()
@@ -239,6 +267,21 @@ class TestCommand:
         }  # fmt: skip
         assert json.loads((folder / "export/last/export.json").read_text())["program"] is None
         assert "There is no `model.pt2`: torch.export cannot" in (folder / "export/last/README.md").read_text()
+
+    @pytest.mark.parametrize("change", [
+        {"parameters": None}, {"budget": {}}, {"metrics": {}}, {"method": ...},
+    ])  # fmt: skip
+    def test_a_damaged_result(self, change, run, run_cli, inside):
+        pytest.importorskip("safetensors")
+        copy = shutil.copytree(run.folder, inside / "copy")
+        result = {**json.loads((copy / "result.json").read_text()), **change}
+        result = {key: value for key, value in result.items() if value is not ...}
+        (copy / "result.json").write_text(json.dumps(result))
+        said = run_cli("export", "copy", "out=x")
+        assert (said.code, said.out) == (2, "")
+        assert said.err.startswith(f"advml: {copy}/result.json: damaged (")
+        assert len(said.err.splitlines()) == 1
+        assert not (inside / "x").exists()
 
     def test_mistakes(self, run, run_cli, inside, monkeypatch):
         (inside / "full").mkdir()

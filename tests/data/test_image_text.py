@@ -3,14 +3,16 @@
 import csv
 import json
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from advml.contracts import Classes, Nothing, Stream
-from advml.data.image_text import ImageText, ImageTextSettings, encode, read_table, vocabulary, words_of
+from advml.data.decoded import Decoded, cached
+from advml.data.image_text import ImageText, ImageTextSettings, encode, looked_at, read_table, vocabulary, words_of
 from advml.data.source import Source, split
-from advml.errors import AdvmlError
+from advml.errors import AdvmlError, ConfigError
 from advml.runner.randomness import KeyedRng
 
 COLOURS = {"red": (200, 10, 10), "blue": (10, 10, 200)}
@@ -142,6 +144,59 @@ def test_decoded_again_when_a_picture_changes(tmp_path, load):
     assert again.examples.inputs["image"][0, :, 0, 0].tolist() == [1, 2, 3]
     assert again.files["table.csv"] == first.files["table.csv"]
     assert again.files["pictures"] != first.files["pictures"]
+
+
+@pytest.fixture
+def pixels(tmp_path, load):
+    """File, its name and size → what a data set of it alone holds, [3, size, size]."""
+
+    def read(picture, name, size, **how):
+        picture.save(tmp_path / name, **how)
+        path = tmp_path / "one.csv"
+        path.write_text(f"image,text,label,split\n{name},a,red,train\n")
+        return load(path, size=size)[1].examples.inputs["image"][0]
+
+    return read
+
+
+@pytest.mark.parametrize(("mode", "kind"), [("<u2", "png"), ("<u2", "tif"), (">u2", "tif")])
+def test_grey_of_16_bits_keeps_its_shades(pixels, mode, kind):
+    """All 65,536 of them, each to the nearest of 256, which are evenly many."""
+    grey = np.arange(2**16, dtype=mode).reshape(256, 256)
+    found = pixels(Image.fromarray(grey), f"ramp.{kind}", 256)
+    expected = torch.from_numpy((grey / 257).round()).byte()
+    assert torch.equal(found, expected.expand(3, -1, -1))
+    assert (found[0, 0, 0], found[0, -1, -1]) == (0, 255)
+    assert set(expected.flatten().long().bincount()[1:-1].tolist()) == {257}
+
+
+def test_a_photograph_is_turned_as_it_says(pixels):
+    colours = torch.tensor([[[200, 200], [90, 0]]]).expand(3, -1, -1)
+    shown = {1: colours, 3: colours.flip(1, 2), 6: colours.rot90(-1, (1, 2)), 8: colours.rot90(1, (1, 2))}
+    picture = Image.fromarray(colours.permute(1, 2, 0).byte().repeat_interleave(8, 0).repeat_interleave(8, 1).numpy())
+    for orientation, expected in shown.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        found = pixels(picture, f"{orientation}.jpg", 16, exif=exif)[:, 4::8, 4::8]
+        assert (found.int() - expected).abs().max() < 4, orientation  # JPEG
+
+
+@pytest.mark.parametrize(("mode", "said"), [("I", "32-bit integers"), ("F", "real numbers")])
+def test_numbers_without_a_white_are_refused(pixels, tmp_path, mode, said):
+    with pytest.raises(ConfigError) as caught:
+        pixels(Image.new(mode, (6, 6)), "odd.tif", 6)
+    assert str(caught.value) == (
+        f"image_text: {tmp_path / 'one.csv'}, line 2: the picture odd.tif is of {said} (mode {mode}), which do not "
+        "say how bright white is; save it with 8 or 16 bits"
+    )
+
+
+def test_pictures_decoded_by_an_older_advml_are_decoded_again(tmp_path, load):
+    path = write(tmp_path, rows(split=["train"]))
+    listed = read_table(path)[0][:: len(TEXTS)]
+    key = f"image_text 6 lanczos\n{looked_at(path, listed)[0]}"
+    cached(tmp_path, "image_text", key, lambda: Decoded(torch.zeros(10, 3, 6, 6).byte(), ()), lambda text: None)
+    assert load(path)[1].examples.inputs["image"][0, :, 0, 0].tolist() == list(COLOURS["red"])
 
 
 GOOD = 'image,text,label\npictures/0.png,"a dog, red",red\n'

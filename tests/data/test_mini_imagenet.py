@@ -12,7 +12,7 @@ from advml.data import mini_imagenet
 from advml.data.episodes import Episodes, EpisodesSettings
 from advml.data.mini_imagenet import CLASSES, LISTS, MiniImagenet, MiniImagenetSettings, read_list
 from advml.data.source import Whole
-from advml.errors import AdvmlError
+from advml.errors import AdvmlError, ConfigError
 from advml.runner.randomness import KeyedRng
 
 LABELS = {"train.csv": ["n09", "n01", "n05"], "val.csv": ["n04", "n03"], "test.csv": ["n08", "n02"]}
@@ -87,6 +87,30 @@ def test_grey_pictures_are_shown_in_three_channels(data_dir, made, make_source):
     assert (made(6).load(make_source(data_dir)[0]).examples.inputs["image"][1] == 77).all()
 
 
+def test_grey_of_16_bits_and_turned_photographs(data_dir, made, make_source):
+    folder = data_dir / "mini_imagenet" / "images"
+    grey = np.arange(256, dtype=np.uint16).reshape(16, 16)
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    Image.fromarray(grey * 257).save(folder / "n090.png")
+    Image.fromarray(grey.astype(np.uint8)).save(folder / "n010.png", exif=exif)
+    first, second = made(16).load(make_source(data_dir)[0]).examples.inputs["image"][:2]
+    expected = torch.arange(256).view(16, 16).byte().expand(3, -1, -1)
+    assert torch.equal(first, expected)
+    assert torch.equal(second, expected.flip(1, 2))
+
+
+def test_numbers_without_a_white_are_refused(data_dir, made, make_source):
+    folder = data_dir / "mini_imagenet"
+    Image.new("F", (8, 8)).save(folder / "images" / "n010.png", format="TIFF")
+    with pytest.raises(ConfigError) as caught:
+        made(6).load(make_source(data_dir)[0])
+    assert str(caught.value) == (
+        f"mini_imagenet: in {folder}, images/n010.png is of real numbers (mode F), which do not say how bright white "
+        "is; save it with 8 or 16 bits"
+    )
+
+
 def test_decoded_once_for_each_size_and_content(data_dir, made, make_source, monkeypatch):
     sizes = []
     decode = mini_imagenet.decode
@@ -102,6 +126,9 @@ def test_decoded_once_for_each_size_and_content(data_dir, made, make_source, mon
     assert sizes == [6, 7, 6]
     assert other.files != first.files
     assert other.examples.inputs["image"][1].flatten(1)[:, 0].tolist() == [1, 2, 3]
+    monkeypatch.setattr(mini_imagenet, "MANNER", "as an older advml did")
+    made(6).load(make_source(data_dir)[0])
+    assert sizes == [6, 7, 6, 6]
 
 
 def test_tasks_have_the_official_classes(data_dir, made, make_source):

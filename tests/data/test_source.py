@@ -180,6 +180,9 @@ def test_limit_counts_all_parts_together_and_an_official_test_apart():
     assert len(divided.train) + len(divided.valid) + len(divided.test) == 50
     official = split(Loaded(examples(), examples(30, seed=9)), SPEC, settings(limit=20), RNG)
     assert len(official.train) + len(official.valid) == 20 == len(official.test)
+    divided = Loaded(examples(), examples(30, seed=9), valid=examples(40, seed=8))
+    official = split(divided, SPEC, settings(limit=20), RNG)
+    assert len(official.train) == len(official.valid) == len(official.test) == 20
 
 
 def test_no_training_example_left_is_refused():

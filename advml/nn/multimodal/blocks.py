@@ -117,7 +117,7 @@ class BottleneckBlock(nn.Module):
         for name, block in self.blocks.items():
             mask = masks[name]
             if mask is not None:
-                mask = torch.cat([mask.new_ones(len(mask), count), mask], 1)
+                mask = torch.cat([mask.new_ones(mask.shape[0], count), mask], 1)
             both = block(torch.cat([shared, streams[name]], 1), mask)
             views.append(both[:, :count])
             updated[name] = both[:, count:]

@@ -184,10 +184,10 @@ class Tower(nn.Module):
     def forward(self, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """One input [B, ...], mask [B, T] or None → tokens [B, 1 + T', D] and which are real, [B, 1 + T'] or None."""
         content, real = self.embedding(values, mask)
-        first = self.token.expand(len(content), 1, -1)
+        first = self.token.expand(content.shape[0], 1, -1)  # its len() would fix the batch in a program
         tokens = torch.cat([first, content + self.position], 1) + self.modality
         if real is not None:
-            real = torch.cat([real.new_ones(len(real), 1), real], 1)
+            real = torch.cat([real.new_ones(real.shape[0], 1), real], 1)
         for block in self.blocks:
             tokens = block(tokens, real)
         return tokens, real
