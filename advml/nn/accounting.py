@@ -130,6 +130,10 @@ def epsilon(
 ) -> float:
     """ε of T = `steps` sums over samples of a share q = `rate`. Never below the truth.
 
+    The theorem for samples of a fixed size asks more for large shares than for all members each time. Sampling cannot
+    cost more than that, since outputs are then mixtures, with equal weights, of what whole samples give, and Rényi's
+    divergence is jointly quasi-convex (van Erven and Harremoës 2014, theorem 13): the lesser of both is taken.
+
     Raises ConfigError where dp-accounting is not installed.
     """
     accountant = accountant or USUAL[sampling]
@@ -143,18 +147,19 @@ def epsilon(
     if accountant == "PLD":
         distribution = _loss_distribution(rate, noise, _interval(steps))
         return float(distribution.self_compose(steps).get_epsilon_for_delta(delta))
-    relations = library.NeighboringRelation
+    relations, accountant_of = library.NeighboringRelation, library.rdp.RdpAccountant
     if sampling == "poisson":
         sum_ = library.PoissonSampledDpEvent(rate, library.GaussianDpEvent(noise))
-        relation = relations.ADD_OR_REMOVE_ONE
-    else:
-        share = Fraction(rate).limit_denominator(10**9)
+        found = accountant_of(neighboring_relation=relations.ADD_OR_REMOVE_ONE).compose(sum_, steps)
+        return float(found.get_epsilon(delta))
+    costs = []
+    for share in {Fraction(rate).limit_denominator(10**9), Fraction(1)}:
         # The event's noise is a multiple of the sensitivity, which is 2C when one member replaces another.
         release = library.GaussianDpEvent(noise / 2)
         sum_ = library.SampledWithoutReplacementDpEvent(share.denominator, share.numerator, release)
-        relation = relations.REPLACE_ONE
-    found = library.rdp.RdpAccountant(neighboring_relation=relation).compose(sum_, steps)
-    return float(found.get_epsilon(delta))
+        found = accountant_of(neighboring_relation=relations.REPLACE_ONE).compose(sum_, steps)
+        costs.append(float(found.get_epsilon(delta)))
+    return min(costs)
 
 
 @lru_cache(maxsize=4096)

@@ -30,20 +30,26 @@ class Counter(Protocol):
     def __call__(self, **work: int) -> None: ...
 
 
+def updates_per_epoch(examples: int, batch_size: int, alone: bool = True) -> int:
+    """Batches of an epoch, the last of them short. Not `alone`: a single example joins the batch before."""
+    joins = not alone and examples > batch_size and examples % batch_size == 1
+    return -(-examples // batch_size) - joins
+
+
 def minibatches(
-    examples: int, batch_size: int, start: int, stop: int, rng: Callable[[int], torch.Generator]
+    examples: int, batch_size: int, start: int, stop: int, rng: Callable[[int], torch.Generator], alone: bool = True
 ) -> Iterator[Tensor]:
-    """Index tensors (CPU) of iterations `start` to `stop` of endless shuffled epochs; an epoch's last batch is short.
+    """Index tensors (CPU) of iterations `start` to `stop` of endless shuffled epochs, of `updates_per_epoch` each.
 
     Epoch e is shuffled by `rng(e)`, so any iteration can be drawn without drawing those before it.
     """
-    per_epoch = -(-examples // batch_size)
+    per_epoch = updates_per_epoch(examples, batch_size, alone)
     order, drawn = torch.empty(0), -1
     for iteration in range(start, stop):
         epoch, place = divmod(iteration, per_epoch)
         if epoch != drawn:
             order, drawn = torch.randperm(examples, generator=rng(epoch)), epoch
-        yield order[place * batch_size : (place + 1) * batch_size]
+        yield order[place * batch_size : None if place == per_epoch - 1 else (place + 1) * batch_size]
 
 
 def batches_of(split: Split, indices: Iterable[Tensor], mask: Tensor | None = None) -> Iterator[Batch]:

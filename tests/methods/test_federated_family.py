@@ -259,6 +259,15 @@ def test_centralised(play):
     assert played.budget.counts["updates"] == updates
 
 
+def test_centralised_with_batch_norm_leaves_no_example_alone(play):
+    """As the clients of the federated run beside it do not: such a norm cannot learn from a single one."""
+    examples = len(federated(play, "centralised").view.train)
+    words = ("method.rounds=5", "method.fraction=1", "method.epochs=1", f"method.batch_size={examples - 1}")
+    played = federated(play, "centralised", *words, model="mlp_batch").go()
+    assert played.budget.counts["updates"] == 5
+    assert played.budget.counts["gradients"] == 5 * examples
+
+
 @pytest.mark.parametrize("words", [["method.batch_size=null"], ["method.batch_size=1000"], ["method.fraction=0.01"]])
 def test_centralised_takes_as_many_examples_as_federated_averaging(play, words):
     """FedSGD too, where a batch is what the clients of a round have; and where C K is less than a client."""
@@ -311,6 +320,16 @@ class TestTargets:
         ]
         found = rounds_to_targets(records, [0.3, 0.9], "none", Objective("accuracy", "valid", "max"))
         assert found == {"rounds_to_0.3": pytest.approx(2.5), "rounds_to_0.9": None, "rounds_to_target": None}
+
+    def test_personal_accuracies_are_not_what_is_counted(self):
+        """Beside FedAvg's rounds those of Ditto's own models would be rounds to something else."""
+        records = [
+            {"step": 0, "split": "valid", "accuracy": 0.1, "personal_accuracy": 0.1},
+            {"step": 4, "split": "valid", "accuracy": 0.5, "personal_accuracy": 0.9},
+        ]
+        personal = rounds_to_targets(records, [0.5], "none", Objective("personal_accuracy", "valid", "max"))
+        assert personal == rounds_to_targets(records, [0.5], "none", Objective("accuracy", "valid", "max"))
+        assert personal["rounds_to_0.5"] == 4
 
 
 def test_a_recurrent_network_and_a_client_for_each_role(play, tmp_path):

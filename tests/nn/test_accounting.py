@@ -3,6 +3,7 @@
 import math
 import re
 import sys
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -50,6 +51,16 @@ def test_two_members_that_pull_in_opposite_ways(rate, noise):
 
     assert integral(epsilon("fixed", rate, noise, 1, 1e-3)) <= 1e-3
     assert integral(epsilon("fixed", rate, 2 * noise, 1, 1e-3)) > 1e-3  # dp-accounting's, given σ as its multiplier
+
+
+@pytest.mark.parametrize(("noise", "steps", "delta"), [(8.0, 10, 1e-4), (3.0, 1, 1e-5), (20.0, 100, 1e-3)])
+def test_a_larger_sample_of_a_fixed_size_never_costs_less(noise, steps, delta):
+    """The theorem alone asks more for nine of ten members than for all of them."""
+    costs = [epsilon("fixed", rate, noise, steps, delta) for rate in (0.05, 0.2, 0.5, 0.7, 0.9, 0.99, 1.0)]
+    assert costs == sorted(costs)
+    assert costs[0] < 0.5 * costs[-1]
+    most = [noise_for(3.0, "fixed", rate, steps, delta) for rate in (0.05, 0.7, 0.99, 1.0)]
+    assert all(less <= 1.002 * more for less, more in pairwise(most))
 
 
 @pytest.mark.parametrize("steps", [1, 30])

@@ -12,7 +12,7 @@ from advml.data.prepare import Affine
 from advml.models.mlp import Mlp, MlpSettings
 from advml.nn.losses import cross_entropy
 from advml.nn.optimisers import make_optimiser
-from advml.nn.training import TrainingSettings, batches_of, minibatches, rows_kept, train
+from advml.nn.training import TrainingSettings, batches_of, minibatches, rows_kept, train, updates_per_epoch
 from advml.runner.randomness import KeyedRng
 
 DEFAULTS = {
@@ -41,6 +41,23 @@ def examples(count=30, classes=4, seed=2):
 
 def indices(start, stop, count=30, size=8):
     return list(minibatches(count, size, start, stop, lambda epoch: RNG("shuffle", epoch)))
+
+
+@pytest.mark.parametrize(("count", "size", "sizes"), [
+    (17, 8, [8, 9]), (16, 8, [8, 8]), (18, 8, [8, 8, 2]), (1, 8, [1]), (3, 2, [3]), (3, 1, [1, 1, 1]),
+])  # fmt: skip
+def test_a_single_example_may_join_the_batch_before(count, size, sizes):
+    def drawn(start, stop, alone):
+        return list(minibatches(count, size, start, stop, lambda epoch: RNG("shuffle", epoch), alone))
+
+    per_epoch = updates_per_epoch(count, size, alone=False)
+    batches = drawn(0, 2 * per_epoch, alone=False)
+    assert [len(batch) for batch in batches] == 2 * sizes
+    for epoch in (batches[:per_epoch], batches[per_epoch:]):
+        assert sorted(torch.cat(epoch).tolist()) == list(range(count))
+    plain = updates_per_epoch(count, size)
+    assert plain == -(-count // size)
+    assert torch.equal(torch.cat(drawn(0, plain, alone=True)), torch.cat(batches[:per_epoch]))
 
 
 def fit(model, split, config, start=0, stop=20, total=None, optimiser=None, mask=None, **more):

@@ -42,6 +42,14 @@ class TestPlan:
         assert found["linear"]["model"] == compose(["model=linear"])[0]["model"]
         assert found["linear"]["method"]["lr"] == 0.5
 
+    def test_what_privacy_costs_is_nothing_else(self):
+        """A private round weighs clients alike, whatever `weighting` says."""
+        tree = compose(["method=dp_fedavg"])[0]
+        beside = plan(tree)["not_private"]["method"]
+        assert beside["weighting"] == "uniform"
+        assert beside["privacy"]["kind"] == "none"
+        assert {key for key in beside if beside[key] != tree["method"][key]} == {"name", "weighting", "privacy"}
+
     def test_what_a_baseline_keeps_of_the_model(self):
         words = ("method=fusion", "model.width=64", "model.depth=3", "model.cross_depth=2", "model.unimodal_heads=true",
                  "method.unimodal_weight=1")  # fmt: skip

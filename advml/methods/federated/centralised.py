@@ -11,7 +11,8 @@ from advml.contracts import At, Context, Step
 from advml.methods.federated.rounds import Rounds, RoundSettings
 from advml.nn.aggregation import cohort_size
 from advml.nn.optimisers import make_optimiser
-from advml.nn.training import batches_of, minibatches, train
+from advml.nn.replicas import has_batch_norm
+from advml.nn.training import batches_of, minibatches, train, updates_per_epoch
 
 
 @settings
@@ -37,13 +38,15 @@ class Centralised(Rounds):
         drawn = cohort_size(clients, config.fraction)
         most = self.examples * drawn // clients  # at least 1: every client has an example
         self.batch_size = min(config.batch_size or most, most)
-        self.per_round = drawn / clients * config.epochs * -(-self.examples // self.batch_size)
+        self.alone = not has_batch_norm(self.network)  # such a norm cannot learn from a single example
+        updates = updates_per_epoch(self.examples, self.batch_size, self.alone)
+        self.per_round = drawn / clients * config.epochs * updates
 
     def step(self, at: At) -> Step:
         """A round's updates: over all rounds m/K · E epochs each, rounded once."""
         start, stop = (round(number * self.per_round) for number in (at.index, at.index + 1))
         indices = minibatches(
-            self.examples, self.batch_size, start, stop, lambda epoch: self.context.rng("order", epoch)
+            self.examples, self.batch_size, start, stop, lambda epoch: self.context.rng("order", epoch), self.alone
         )
         loss = train(
             self.network,

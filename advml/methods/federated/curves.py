@@ -36,10 +36,13 @@ def crossing(points: Sequence[tuple[float, float]], target: float, mode: str = "
 
 
 def curve_points(records: Sequence[Record], curve: str, objective: Objective) -> Points:
-    """(rounds, value): what the step's records hold under `curve`, otherwise the evaluations of the objective."""
-    metric = objective.metric
+    """(rounds, accuracy or mse of the global network): what the step's records hold under `curve`, or evaluations.
+
+    The objective says which, and on which split: a personal one is another quantity, not to be compared with these.
+    """
+    metric = _global(objective)
     if curve != "none":
-        key = f"{curve}_{'mse' if objective.mode == 'min' else 'accuracy'}"
+        key = f"{curve}_{metric}"
         found = [(record["step"], record.get(key)) for record in records if record["split"] == "train"]
     else:
         found = [
@@ -48,6 +51,10 @@ def curve_points(records: Sequence[Record], curve: str, objective: Objective) ->
             if record["split"] == objective.split and "state" not in record
         ]
     return [(float(step), float(value)) for step, value in found if value is not None]
+
+
+def _global(objective: Objective) -> str:
+    return "mse" if objective.mode == "min" else "accuracy"
 
 
 def rounds_to_targets(
@@ -69,7 +76,7 @@ def by_rounds(records: Sequence[Record], curve: str, objective: Objective) -> di
             sent[record["step"]] = total / 1e6
     if len(points) < 2:
         return {}
-    metric = objective.metric if curve == "none" else f"{curve} {'mse' if objective.mode == 'min' else 'accuracy'}"
+    metric = _global(objective) if curve == "none" else f"{curve} {_global(objective)}"
     x, y = [step for step, _ in points], [value for _, value in points]
     found: dict[str, Artifact] = {"by_rounds": Curve(x, {metric: y}, "rounds", metric, "Progress by rounds")}
     if total:
