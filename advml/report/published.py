@@ -20,6 +20,7 @@ from advml.runner.studies import Study
 
 FEW = 5  # seeds whose numbers a table shows one by one
 STAR = 0.05  # p-values that a table of differences marks are below
+LARGE = 1000.0  # counts from here on are written whole
 
 
 # --- from runs to the document ------------------------------------------------------------------------------------
@@ -34,9 +35,10 @@ def document(study: Study, reused: Mapping[Path, Recorded] | None = None) -> dic
     found = {cell: [_found(study, job, reused or {}) for job in jobs] for cell, jobs in study.jobs.items()}
     runs = {cell: [one.run for one in of] for cell, of in found.items()}
     every = [run for of in runs.values() for run in of]
-    if unknown := [name for name in asked.also if not any(name in {*run.numbers, *run.undefined} for run in every)]:
-        there = ", ".join(every[0].numbers)
-        raise AdvmlError(f"study {study.name}: also: no run has {', '.join(unknown)}; there are {there}")
+    for key, names in (("also", asked.also), ("counts", asked.counts)):
+        if unknown := [name for name in names if not any(name in {*run.numbers, *run.undefined} for run in every)]:
+            there = ", ".join(every[0].numbers)
+            raise AdvmlError(f"study {study.name}: {key}: no run has {', '.join(unknown)}; there are {there}")
     environments: list[Mapping[str, Any]] = []  # the different ones, mostly one: machine, versions, threads, commit
     rows = {cell: _row(study, cell, of, environments) for cell, of in found.items()}
     return {
@@ -55,6 +57,7 @@ def document(study: Study, reused: Mapping[Path, Recorded] | None = None) -> dic
         "scale": asked.scale,
         "unit": asked.unit,
         "also": list(asked.also),
+        **({"counts": list(asked.counts)} if asked.counts else {}),
         "against": asked.against,
         "seeds": [run.seed for run in next(iter(runs.values()))],
         "rows": rows,
@@ -84,7 +87,7 @@ def _row(study: Study, cell: str, found: Sequence[Recorded], environments: list[
     runs = [one.run for one in found]
     group = Group(settings_of(runs[0].tree), {run.seed: run for run in runs}, ())
     shared = overlap([group], split_of(study.asked.metric))  # all are measured on the same split
-    scaled = {name: [_scaled(study, run.numbers.get(name)) for run in runs] for name in _names(study, runs)}
+    scaled = {name: [_scaled(study, name, run) for run in runs] for name in _names(study, runs)}
     return {
         "overrides": [*study.asked.settings, *asked.run],
         "reported": asked.reported,
@@ -101,11 +104,13 @@ def _row(study: Study, cell: str, found: Sequence[Recorded], environments: list[
 def _names(study: Study, runs: Sequence[Run]) -> tuple[str, ...]:
     """The study's metric, and of the others those that these runs have: not every method measures all."""
     named = [{*run.numbers, *run.undefined} for run in runs]
-    return (study.asked.metric, *(name for name in study.asked.also if all(name in there for there in named)))
+    further = (*study.asked.also, *study.asked.counts)
+    return (study.asked.metric, *(name for name in further if all(name in there for there in named)))
 
 
-def _scaled(study: Study, value: float | None) -> float | None:
-    return None if value is None else study.asked.scale * value
+def _scaled(study: Study, name: str, run: Run) -> float | None:
+    value = run.numbers.get(name)
+    return value if value is None or name in study.asked.counts else study.asked.scale * value
 
 
 def _summary(name: str, values: Sequence[float | None], shared: float) -> dict[str, Any]:
@@ -175,13 +180,13 @@ def crossed_grid(said: Mapping[str, Any], metric: str) -> Grid:
     columns = columns_of(said)
     cells = {(cell["row"], cell["column"]): cell for cell in said["rows"].values()}
     places = _places(said, metric)
-    title = words(metric) + (f" ({said['unit']})" if said["unit"] else "")
+    title = title_of(said, metric)
 
     def shown(row: str, column: str) -> str:
         cell = cells.get((row, column))
         if cell is None or metric not in cell:
             return "n/a"
-        measured = _measured(cell, metric, places)
+        measured = _measured(said, cell, metric, places)
         published = cell["reported"] is not None and metric == said["metric"]
         return f"{measured} [{cell['reported']:g}]" if published else measured
 
@@ -194,15 +199,14 @@ def main_grid(said: Mapping[str, Any]) -> Grid:
     seeds = said["seeds"]
     shown = len(seeds) if 1 < len(seeds) <= FEW else 0
     reported = any(row["reported"] is not None for row in said["rows"].values())
-    unit = f" ({said['unit']})" if said["unit"] else ""
-    headings = ["", *(f"seed {seed}" for seed in seeds[:shown]), words(said["metric"]) + unit]
-    headings += [words(name) + unit for name in said["also"]] + ["reported"] * reported
+    headings = ["", *(f"seed {seed}" for seed in seeds[:shown]), *(title_of(said, name) for name in _all(said))]
+    headings += ["reported"] * reported
     places = {name: _places(said, name) for name in _all(said)}
     body = []
     for name, row in said["rows"].items():
         values = [run[said["metric"]] for run in row["runs"][:shown]]
         own = [absent(said["metric"]) if one is None else number(one, places[said["metric"]]) for one in values]
-        means = [_measured(row, each, places[each]) if each in row else "n/a" for each in places]
+        means = [_measured(said, row, each, places[each]) if each in row else "n/a" for each in places]
         published = ["–" if row["reported"] is None else f"{row['reported']:g}"] * reported
         body.append([name, *own, *means, *published])
     return headings, body
@@ -253,7 +257,7 @@ def beside_reported(said: Mapping[str, Any]) -> list[list[str]]:
     """(row, measured, reported) of the rows beside which a published number stands."""
     places, metric = _places(said, said["metric"]), said["metric"]
     rows = {name: row for name, row in said["rows"].items() if row["reported"] is not None}
-    return [[name, _measured(row, metric, places), f"{row['reported']:g}"] for name, row in rows.items()]
+    return [[name, _measured(said, row, metric, places), f"{row['reported']:g}"] for name, row in rows.items()]
 
 
 def notes(said: Mapping[str, Any]) -> Iterator[str]:
@@ -305,7 +309,12 @@ def _markdown(grid: Grid) -> str:
 
 
 def _all(said: Mapping[str, Any]) -> list[str]:
-    return [said["metric"], *said["also"]]
+    return [said["metric"], *said["also"], *said.get("counts", ())]
+
+
+def title_of(said: Mapping[str, Any], name: str) -> str:
+    """`test accuracy (%)`; a count has no unit."""
+    return words(name) + (f" ({said['unit']})" if said["unit"] and name not in said.get("counts", ()) else "")
 
 
 def _places(said: Mapping[str, Any], name: str) -> int | None:
@@ -320,10 +329,12 @@ def found_in(row: Mapping[str, Any], name: str) -> Interval | Reached:
     return Interval(**summary)
 
 
-def _measured(row: Mapping[str, Any], name: str, places: int | None) -> str:
-    """`60.1 ± 3.2`, `not reached (2 of 5)`."""
+def _measured(said: Mapping[str, Any], row: Mapping[str, Any], name: str, places: int | None) -> str:
+    """`60.1 ± 3.2`, `not reached (2 of 5)`; of a large count `51,818 ± 4,300`."""
     found = found_in(row, name)
     if isinstance(found, Interval):
+        if name in said.get("counts", ()) and found.mean >= LARGE:
+            return f"{found.mean:,.0f}" + ("" if found.half is None else f" ± {found.half:,.0f}")
         return plus_minus(found, places)
     return in_words(name, found, number(found.median, places))
 

@@ -66,6 +66,7 @@ class StudySettings:
     scale: PositiveFloat = 1.0
     unit: str = ""
     also: tuple[Word, ...] = ()
+    counts: tuple[Word, ...] = ()
     tables: tuple[Word, ...] = ()
     against: str | None = None
     seeds: Annotated[tuple[CountInt, ...], Len(1)]
@@ -74,11 +75,15 @@ class StudySettings:
     rows: Annotated[Mapping[str, RowSettings], Len(1)]
 
     def __post_init__(self) -> None:
-        """Raises ValueError for a reference that is no row, and for repeated seeds."""
+        """Raises ValueError for a reference that is no row, repeated seeds, a number with and without the unit."""
         if self.against is not None and self.against not in self.rows:
             raise ValueError(f"against: no row is called {self.against}{did_you_mean(self.against, self.rows)}")
         if len(set(self.seeds)) != len(self.seeds):
             raise ValueError("seeds: one of them is there twice")
+        if twice := {self.metric, *self.also} & {*self.counts}:
+            raise ValueError(
+                f"counts: {min(twice)} is there already; counts are further numbers, without factor and unit"
+            )
         for name, row in self.rows.items():
             if strange := next((column for column in row.columns if column not in self.columns), None):
                 raise ValueError(f"rows.{name}: no column is called {strange}{did_you_mean(strange, self.columns)}")

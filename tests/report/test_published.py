@@ -218,6 +218,21 @@ class TestTable:
             else:
                 assert body[0][2] == "0.2"
 
+    def test_counts_have_no_unit_and_a_picture(self):
+        document = said()
+        document["counts"] = ["skips", "parameters"]
+        row = document["rows"]["ours"]
+        row |= {"skips": interval(1.0, 3.0), "parameters": interval(51818.0, 60000.0)}
+        for run in row["runs"]:
+            run["parameters"] = 50000.0 + run["seed"]
+        headings, body = main_grid(document)
+        assert headings[4:] == ["test accuracy (%)", "skips", "parameters", "reported"]
+        assert body[0][4:] == ["91.0 ± 2.5", "2.0 ± 2.5", "55,909 ± 2", "97"]
+        against = pictures(document)["s_parameters"]["svg"].decode()
+        assert "50,000" in against
+        assert "<!-- parameters -->" in against
+        assert "s_parameters" not in pictures({**document, "counts": ["skips"]})
+
     @pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
     def test_pictures(self, seeds):
         (picture,) = pictures(said(seeds=seeds)).values()

@@ -30,6 +30,7 @@ metric: test/accuracy
 scale: 100
 unit: "%"
 also: [test/loss]
+counts: [parameters]
 tables: [confusion_matrix]
 against: linear
 seeds: [0, 1, 2]
@@ -77,6 +78,7 @@ class TestRead:
     @pytest.mark.parametrize(("old", "new", "said"), [
         ("metric: test/accuracy\n", "", "study mine: metric: must be given"),
         ("seeds: [0, 1, 2]", "seeds: [0, 0]", "study mine: seeds: one of them is there twice"),
+        ("counts: [parameters]", "counts: [test/loss]", "counts: test/loss is there already"),
         ("seeds: [0, 1, 2]", "seeds: []", "study mine: seeds: must be"),
         ("against: linear", "against: lineer", "against: no row is called lineer; did you mean linear?"),
         ("unit:", "units:", "study mine: units: unknown key; did you mean study mine: unit?"),
@@ -177,7 +179,7 @@ class TestColumns:
         assert re.search(r"\| linear \| \S+ ± \S+ \[90\] \| \S+ ± \S+ \|", shown)
         assert re.search(r"\| mlp \| n/a \| \S+ ± \S+ \|", shown)
         names = {path.stem for path in inside.glob("outputs/studies/mine/figures/*.png")}
-        assert names == {"mine", "mine_confusion_matrix_short", "mine_confusion_matrix_long"}
+        assert names == {"mine", "mine_parameters", "mine_confusion_matrix_short", "mine_confusion_matrix_long"}
 
 
 class TestStudy:
@@ -193,6 +195,7 @@ class TestStudy:
             values = [100 * run["numbers"]["test/accuracy"] for run in row["runs"]]
             assert row["test/accuracy"]["mean"] == pytest.approx(sum(values) / 3)
             assert row["runs"][0]["tables"]["confusion_matrix"][0]
+        assert document["rows"]["linear"]["parameters"]["mean"] == 15.0  # 4 × 3 + 3, not a hundred times as many
         assert (inside / "outputs/studies/mine/figures/mine.png").stat().st_size > 5000
         files = {path: path.stat().st_mtime_ns for path in inside.glob("outputs/studies/mine/*/result.json")}
         assert len(files) == 6
