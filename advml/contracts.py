@@ -212,6 +212,7 @@ class Network(nn.Module):
 
     settings: ClassVar[type]
     reads_tokens: ClassVar[bool] = False  # if not, data sets with tokens are refused without asking `check`
+    space: ClassVar[str] = ""  # the space of architectures that it holds all at once, to be searched
     head: nn.Module
     recipe: Mapping[str, Any]
 
@@ -247,7 +248,8 @@ class Needs:
     """What a method asks of the other choices, as data: compared before any work starts.
 
     `model`: does it train a network? A tuple of views: any of these; of a table of results no network is trained.
-    `scenarios`: of a stream, those that it serves; () = all.
+    `scenarios`: of a stream, those that it serves; () = all. `spaces`: of architectures, those that it searches, of
+    which its network has to hold one; () = it searches none.
     """
 
     view: str | tuple[str, ...] = "plain"
@@ -255,6 +257,7 @@ class Needs:
     model: bool = True
     precisions: tuple[str, ...] = ("float32", "float64", "bf16")
     scenarios: tuple[str, ...] = ()
+    spaces: tuple[str, ...] = ()
 
 
 Record = Mapping[str, Any]

@@ -183,6 +183,18 @@ class TestFit:
             "view.scenario=class: method=packnet serves the scenario task only; use view.scenario=task"
         ]
 
+    @pytest.mark.parametrize("method", ["darts", "enas", "random_nas", "evolution"])
+    def test_space_of_architectures(self, said, method):
+        for model in ("mlp", "nasbench201", "genotype", *(["darts_cells"] if method == "enas" else [])):
+            fitting = "model=enas_micro" if method == "enas" else "model=darts_cells or model=enas_micro"
+            assert said(f"method={method}", f"model={model}") == [
+                f"model={model}: is no space of architectures that method={method} searches; use {fitting}"
+            ]
+
+    def test_a_table_needs_no_space_of_architectures(self, inside):
+        words = ["method=random_nas", "view=table", "dataset=nasbench201_table", "model=none"]
+        check_fit(bind(compose(words)[0]))
+
     def test_view(self, said):
         assert said("view=stream") == [
             "view=stream: method=supervised reads a plain or modalities view, not stream; use view=plain or modalities"

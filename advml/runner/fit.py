@@ -19,7 +19,7 @@ def check_fit(bound: Bound) -> None:
     views = (needs.view,) if isinstance(needs.view, str) else needs.view
     looks_up = bound.view.cls.kind == "table" and "table" in views and len(views) > 1
     if looks_up:
-        needs = replace(needs, model=False)
+        needs = replace(needs, model=False, spaces=())
     method, dataset, view, model = (
         f"{kind}={part.name}"
         for kind, part in zip(
@@ -36,6 +36,10 @@ def check_fit(bound: Bound) -> None:
 
     if bound.model.name != "none" and not needs.model:
         mistakes.append(f"{model}: {method} trains no network; use model=none")
+
+    if bound.model.name != "none" and needs.spaces and getattr(bound.model.cls, "space", "") not in needs.spaces:
+        fitting = " or ".join(f"model={name}" for name in needs.spaces)
+        mistakes.append(f"{model}: is no space of architectures that {method} searches; use {fitting}")
 
     spec = _spec_of(bound)
     if views == ("none",):

@@ -245,10 +245,6 @@ class TestEnas:
                     decided = [one.source, two.source, names.index(one.operation), names.index(two.operation)]
                     assert code[kind, node].tolist() == decided
 
-    def test_it_draws_blocks_only(self, play):
-        with pytest.raises(ConfigError, match="use model=enas_micro"):
-            play("method=enas", "model=darts_cells", *SMALL)
-
 
 class TestRefusedBeforeAnyWork:
     @pytest.mark.parametrize("name", ["random_nas", "evolution", "darts"])
@@ -281,13 +277,11 @@ class TestRefusedBeforeAnyWork:
         for name, words, line in (
             ("random_nas", ["method.marks=[3]"], r"^method\.marks: only searches of a table have them"),
             ("random_nas", ["method.pool=20"], r"^method\.pool=20: leaves nothing of images 8×8; use a smaller one"),
-            ("random_nas", ["model=mlp"], r"^model=mlp: is no space of architectures to search"),
             ("random_nas", ["model.reductions=3"], r"^model\.reductions: 2 cells cannot halve the image 3 times"),
             ("random_nas", ["method.retrain.reductions=3"], r"^method\.retrain\.reductions: 2 cells cannot halve"),
         ):
-            shaped = [word for word in SMALL if not word.startswith("model.")] if "model=mlp" in words else SMALL
             with pytest.raises(ConfigError, match=line):
-                play(f"method={name}", "model=darts_cells", *shaped, *words)
+                play(f"method={name}", "model=darts_cells", *SMALL, *words)
 
     def test_more_reductions_than_a_genotype_can_have(self, play):
         with pytest.raises(ConfigError, match=r"method\.retrain\.reductions: must be less than or equal to 4, not 5"):

@@ -38,6 +38,8 @@ from advml.nn.cells.genotype import Genotype
 from advml.nn.cells.stack import kinds_of, misfit
 from advml.nn.cells.supernet import Supernet
 
+SUPERNETS = ("darts_cells", "enas_micro")  # spaces that a model holds all at once
+
 
 @settings
 class SearchSettings:
@@ -58,7 +60,7 @@ class ArchitectureSearch(Method):
     """
 
     settings: ClassVar[type] = SearchSettings
-    needs = Needs(view="plain", targets=(Classes, Real))
+    needs = Needs(view="plain", targets=(Classes, Real), spaces=SUPERNETS)
     objective = Objective("accuracy", "valid", "max", keep_best=False)
     several_networks = True  # what the search trains, and what it found
 

@@ -283,12 +283,8 @@ class Darts(ArchitectureSearch):
 
 
 def supernet(network: Network) -> Supernet:
-    """The network, if it is one that can be searched. Raises ConfigError."""
-    if not isinstance(network, Supernet):
-        raise ConfigError(
-            f"model={network.recipe['name']}: is no space of architectures to search; use model=darts_cells or "
-            "model=enas_micro"
-        )
+    """The network, which has something to search. Raises ConfigError if not."""
+    assert isinstance(network, Supernet)  # `Needs.spaces` was asked before
     if set(network.operations) == {"none"}:
         raise ConfigError("model.operations: nothing but none, which no architecture that is found may hold; name more")
     return network

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor
 from advml.artifacts import Artifact, Table
 from advml.config import CountFloat, Fraction, PositiveFloat, PositiveInt, settings
 from advml.contracts import At, Metrics, Phase, Record, SplitName, Step
-from advml.errors import ConfigError
 from advml.methods.nas.common import (
     ArchitectureSearch,
     SearchSettings,
@@ -66,14 +66,13 @@ class Enas(ArchitectureSearch):
     """
 
     settings: ClassVar[type] = EnasSettings
+    needs = replace(ArchitectureSearch.needs, spaces=("enas_micro",))  # its controller draws blocks
 
     def setup_search(self) -> None:
         """The supernet and the controller."""
         config, context = self.config, self.context
         self.network = supernet(context.build(shrunk_spec(self.data.spec, config)))
         check_kinds(self.network, config.retrain)
-        if self.network.space != "enas_micro":
-            raise ConfigError("model: the controller of method=enas draws blocks; use model=enas_micro")
         self.space = EnasMicro(self.network.config.nodes, self.network.operations)
         self.train_half, self.valid_half = halves(context, config)
         for half in (self.train_half, self.valid_half):

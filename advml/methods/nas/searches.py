@@ -30,6 +30,7 @@ from advml.contracts import (
 from advml.data.nasbench201 import Table
 from advml.errors import ConfigError
 from advml.methods.nas.candidates import CandidateSearch
+from advml.methods.nas.common import SUPERNETS
 from advml.methods.nas.settings import SearcherSettings
 from advml.methods.nas.table import TableSearch
 from advml.nn.search.choices import Choices
@@ -41,7 +42,7 @@ class RandomArchitectures(Method):
     """Architectures drawn evenly. One evaluation is a random architecture, retrained: what a search has to beat."""
 
     settings: ClassVar[type] = SearcherSettings
-    needs = Needs(view=("plain", "table"), targets=(Classes, Real, Nothing))
+    needs = Needs(view=("plain", "table"), targets=(Classes, Real, Nothing), spaces=SUPERNETS)
     objective = Objective("accuracy", "valid", "max", keep_best=False)
 
     def searcher(self, choices: Choices, repeats: int) -> Searcher:
