@@ -191,9 +191,10 @@ class TestFit:
                 f"model={model}: is no space of architectures that method={method} searches; use {fitting}"
             ]
 
-    def test_a_table_needs_no_space_of_architectures(self, inside):
-        words = ["method=random_nas", "view=table", "dataset=nasbench201_table", "model=none"]
-        check_fit(bind(compose(words)[0]))
+    def test_a_table_needs_no_space_of_architectures(self, said):
+        words = ["method=random_nas", "view=table", "dataset=nasbench201_table"]
+        check_fit(bind(compose([*words, "model=none"])[0]))
+        assert said(*words, "model=mlp") == ["model=mlp: method=random_nas trains no network; use model=none"]
 
     def test_view(self, said):
         assert said("view=stream") == [
