@@ -2,7 +2,7 @@
 
     python benchmarks/federated.py                    rounds, and the cost per client up to 10,000 clients
     python benchmarks/federated.py --model cnn        rounds of the paper's CNN: 2 clients of 600 images
-    python benchmarks/federated.py --flower           also Flower, where installed: pip install "flwr[simulation]"
+    python benchmarks/federated.py --flower           also Flower, where installed: pip install 'advml[bench-federated]'
 
 Setting: 20 clients of 60 images 28×28, all in every round, the 2NN of McMahan et al. 2017 (784-200-200-10), batches of
 10, one local epoch, plain SGD. Images are random. `naive` copies the network, reads each client's batches from a
@@ -145,7 +145,7 @@ def compare_rounds(repeats: int, model: str) -> None:
 def compare_flower() -> None:
     """Warm rounds and whole jobs by the wall clock."""
     if find_spec("flwr") is None or find_spec("ray") is None:
-        print('Flower: not installed: pip install "flwr[simulation]"')
+        print("Flower: not installed: pip install 'advml[bench-federated]'")
         return
     reference = play(WAYS["naive"](torch.float64), 2)
     weights, _, _ = flower(2, "float64")

@@ -1,6 +1,6 @@
 """The gradient of one MAML meta-iteration: ours against TorchOpt, higher and a loop over tasks.
 
-    python benchmarks/meta.py                 beside all that is installed: pip install torchopt higher
+    python benchmarks/meta.py                 beside all that is installed: pip install 'advml[bench-meta]'
     python benchmarks/meta.py --compile       also ours compiled (method.compile=true), on sine waves: minutes more
     python benchmarks/meta.py --device cuda   on a GPU, where times are of the clock on the wall
 
@@ -233,7 +233,7 @@ def compare(title: str, setting: Setting, repeats: int, compiled: bool = False, 
         try:
             __import__(module)
         except ImportError:
-            print(f"{name}: not installed")
+            print(f"{name}: not installed: pip install 'advml[bench-meta]'")
         else:
             ways[name] = way
     reference = [value.clone() for value in loop(setting.as_type(torch.float64))()]

@@ -175,7 +175,7 @@ def main() -> None:
     try:
         import opacus as installed
     except ImportError:
-        print("Opacus: not installed")
+        print("Opacus: not installed: pip install 'advml[bench-privacy]'")
     else:
         print(f"Opacus {installed.__version__}")
         ways |= {"Opacus": opacus, "Opacus, ghost": opacus_ghost}
