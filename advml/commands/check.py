@@ -1,9 +1,10 @@
 """advml check [GROUP=CHOICE ...] [KEY=VALUE ...]
 advml check --all
 
-Composes, binds and fits a configuration without running it: every mistake at once. With --all: every method with its
-companions, every data set, view and model on its own, every experiment and every run of every study (with the first of
-its seeds), shipped or found in plug-ins and $ADVML_CONFIG_PATH. Exit code: 0 all is well, 2 something is wrong.
+Composes, binds and fits a configuration without running it: every mistake at once. What only the examples or the built
+network can tell, a run says as it starts. With --all: every method with its companions, every data set, view and model
+on its own, every experiment and every run of every study (with the first of its seeds), shipped or found in plug-ins
+and $ADVML_CONFIG_PATH. Exit code: 0 all is well, 2 something is wrong.
 
   advml check method=ewc model=cnn dataset=iris
   advml check --all

@@ -16,10 +16,10 @@ from annotated_types import Ge
 from torch import Tensor
 
 from advml.config import PositiveInt, settings
-from advml.contracts import Batch, Classes, Prepare, Rng, Spec, Split, SplitName
+from advml.contracts import Batch, Classes, Prepare, Rng, Spec, SplitName
 from advml.data.class_splits import SPLITS, ClassSplitSettings, divide_classes, split_counts
 from advml.data.families import FamilyTasks
-from advml.data.few_shot import TURNS, FewShot, Pool, TaskShape
+from advml.data.few_shot import TURNS, Base, FewShot, Pool, TaskShape
 from advml.data.source import Whole, input_preparation, prepared_by
 from advml.errors import ConfigError
 
@@ -146,7 +146,7 @@ class Episodes:
         return self.tasks.curve(parameters[number], points)
 
     @property
-    def base(self) -> Split | None:
+    def base(self) -> Base | None:
         """All examples of all training classes, the target being the number of the class among them."""
         return self.tasks.base if isinstance(self.tasks, FewShot) else None
 

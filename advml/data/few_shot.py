@@ -123,11 +123,9 @@ class FewShot:
         return Batch(inputs, label.to(self.examples.device, non_blocking=True))
 
     @cached_property
-    def base(self) -> Split:
+    def base(self) -> Base:
         """All examples of all training classes, each turn a class of its own where turns are classes."""
-        example, turn, label = self.pools["train"].whole()
-        stored = self._stored(example, turn)
-        return replace(self.examples, inputs=stored, target=label.to(self.examples.device), group=None, meaning=None)
+        return Base(self, self.pools["train"].whole())
 
     def _stored(self, example: Tensor, turn: Tensor) -> dict[str, Tensor]:
         """The stored values of examples [N], turned counter-clockwise by `turn` [N] quarters; both are on the CPU.
@@ -145,3 +143,21 @@ class FewShot:
             parts = [part.rot90(quarters, (-2, -1)) for quarters, part in enumerate(values.split(counts))]
             inputs[name] = torch.cat(parts).index_select(0, back)
         return inputs
+
+
+@dataclass(frozen=True)
+class Base:
+    """The examples that supervised training sees, `drawn` [N]: all of the training classes."""
+
+    tasks: FewShot
+    drawn: Drawn
+
+    def __len__(self) -> int:
+        return len(self.drawn.label)
+
+    def batch(self, index: Tensor, rng: torch.Generator) -> Batch:
+        """Those at `index` [B], in a form for a network; where tasks `augment`, each is turned at random by `rng`."""
+        example, turn, label = (values[index] for values in self.drawn)
+        if self.tasks.augment:
+            turn = torch.randint(TURNS, turn.shape, generator=rng)
+        return self.tasks.batch((example, turn, label))

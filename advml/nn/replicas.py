@@ -79,7 +79,7 @@ class Replicas:
     at_once: int | None = 1
 
     def __init__(self, network: Network, remember: bool = False) -> None:
-        self.seen = Seen()
+        self.seen, self.normalises = Seen(), has_batch_norm(network)
         self.network = _bare(network, self.seen, native=True, remember=remember)
         self.one = Substitution(self.network)
         self.last = [name for name, value in network.named_parameters() if _has_channels_last(value)]
@@ -91,11 +91,12 @@ class Replicas:
         """Outputs [R, B, C] of each copy for examples of its own, name → [R, B, ...].
 
         Batch norm takes its statistics from these examples; with `reference`, name → [R, S, ...], from those instead,
-        so that one example's output does not depend on its neighbours; with `weight` [R, B], where norms may be padded
-        (`pads_norms`), from those above zero. `dropout` switches it on: each copy draws its own, from torch's
-        generator, so that engines draw differently.
+        so that one example's output does not depend on its neighbours (without a batch norm it is not looked at); with
+        `weight` [R, B], where norms may be padded (`pads_norms`), from those above zero. `dropout` switches it on: each
+        copy draws its own, from torch's generator, so that engines draw differently.
         """
         self.seen.first, self.seen.weight = None, weight if self.pads_norms else None
+        reference = reference if self.normalises else None
         if reference is not None:
             self.seen.first = next(iter(reference.values())).shape[1]
             inputs = {name: torch.cat([reference[name], values], 1) for name, values in inputs.items()}
@@ -152,7 +153,7 @@ class Vmapped(Replicas):
     def __init__(self, network: Network, remember: bool = False) -> None:
         if (refused := unmapped(network)) is not None:
             raise Unsuited(f"engine: vmap does not serve {refused}; use loop")
-        self.seen = Seen()
+        self.seen, self.normalises = Seen(), has_batch_norm(network)
         self.network = _bare(network, self.seen, native=False, remember=remember)
         self.one = Substitution(self.network)
         # On a CPU as many as stay in its cache, on a GPU as many as there are.

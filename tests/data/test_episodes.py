@@ -20,6 +20,10 @@ def classes_of(batch):
     return TARGET[whose(batch)]
 
 
+def all_of(base):
+    return base.batch(torch.arange(len(base)), generator())
+
+
 def equal(first, second):
     return all(
         torch.equal(one.target, other.target)
@@ -95,7 +99,7 @@ def test_the_normalisation_knows_the_training_classes_only():
     view = episodes(data)
     train = torch.isin(TARGET, torch.tensor(view.describe()["train"]["classes"]))
     values = data.loaded.examples.inputs["image"][train]
-    ready = view.base.batch(slice(None)).inputs["image"]
+    ready = all_of(view.base).inputs["image"]
     assert abs(float(ready.mean())) < 1e-12
     assert abs(float(ready.std(correction=0)) - 1) < 1e-12
     (step,) = view.prepare["image"]
@@ -219,8 +223,14 @@ def test_augmenting_turns_each_class_of_a_task_as_a_whole():
         seen.append(turn.flatten().bincount(minlength=4))
     assert (seen[0] > 25).all()  # of 180: 45 each
     assert (seen[1] > 0).all()
-    assert len(view.base) == 48
     assert view.base_spec.target == Classes(6)
+    first, again, other = (view.base.batch(torch.arange(48), draw) for draw in (generator(), generator(), generator(1)))
+    seen = [type(first)({"image": batch.inputs["image"].unsqueeze(0)}, batch.target) for batch in (first, again, other)]
+    assert (turned(seen[0])[0].bincount(minlength=4) > 4).all()  # of 48: 12 each, an example at a time
+    assert torch.equal(turned(seen[0]), turned(seen[1]))
+    assert not torch.equal(turned(seen[0]), turned(seen[2]))
+    assert torch.equal(whose(seen[0]), whose(seen[2]))
+    assert len(view.base) == 48 == len(whose(seen[0]).unique())
 
 
 def test_turns_are_new_classes():
@@ -241,19 +251,19 @@ def test_the_base_has_every_training_example_in_every_turn():
     view = episodes(rotations="classes")
     base, train = view.base, view.describe()["train"]["classes"]
     assert view.base_spec == Spec({"image": (1, SIDE, SIDE)}, Classes(24))
-    assert base.target.bincount().tolist() == [8] * 24
-    batch = base.batch(slice(None))
+    batch = all_of(base)
+    assert batch.target.bincount().tolist() == [8] * 24
     seen = type(batch)({"image": batch.inputs["image"].unsqueeze(0)}, batch.target)
-    owner = torch.tensor(train)[base.target // 4]
+    owner = torch.tensor(train)[batch.target // 4]
     assert torch.equal(classes_of(seen)[0], owner)
-    assert torch.equal(turned(seen)[0], base.target % 4)
+    assert torch.equal(turned(seen)[0], batch.target % 4)
     assert len(set(zip(whose(seen)[0].tolist(), turned(seen)[0].tolist(), strict=True))) == 192
 
 
 def test_without_rotations_nothing_is_turned():
     view = episodes()
     assert int(turned(view.draw(20, generator()).query).sum()) == 0
-    assert view.base.target.bincount().tolist() == [8] * 6
+    assert view.base.drawn.label.bincount().tolist() == [8] * 6
 
 
 def test_a_quarter_turn_is_counter_clockwise():
@@ -290,7 +300,7 @@ def test_tasks_come_in_the_type_of_the_run():
         assert torch.equal(tasks.query.inputs["image"], expected.query.inputs["image"].float())
         assert torch.equal(tasks.query.target, expected.query.target)
     assert moved.describe() == view.describe()
-    assert moved.base.batch(slice(0, 3)).inputs["image"].dtype == torch.float32
+    assert moved.base.batch(torch.arange(3), generator()).inputs["image"].dtype == torch.float32
     assert view.curve("test", 0, 5) is None
 
 

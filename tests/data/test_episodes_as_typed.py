@@ -22,7 +22,7 @@ def test_digits_as_shipped(shown):
     assert [len(view.describe()[name]["classes"]) for name in ("train", "valid", "test")] == [5, 2, 3]
     assert view.fixed("test", 0, 3).query.inputs["image"].shape == (3, 75, 1, 8, 8)
     assert view.base_spec.target == Classes(20)
-    assert view.base.inputs["image"].dtype == torch.uint8
+    assert view.tasks.examples.inputs["image"].dtype == torch.uint8
 
 
 def test_the_seed_of_the_division_may_be_held(shown):

@@ -20,12 +20,12 @@ def test_it_is_ordinary_training_on_all_training_classes(play):
     """Five digits in four quarter turns: twenty classes, in shuffled epochs."""
     played = start(play, "precision=float64")
     base, network = played.view.base, copy.deepcopy(played.method.network)
-    assert network.head.out_features == 20 == len(base.target.unique())
+    assert network.head.out_features == 20 == len(base.drawn.label.unique())
     optimiser = torch.optim.Adam(network.parameters(), 0.001)
     order = torch.randperm(len(base), generator=played.context.rng("shuffle", 0))
     for index in order.split(16)[:6]:
         optimiser.zero_grad()
-        batch = base.batch(index)
+        batch = base.batch(index, torch.Generator())
         F.cross_entropy(network(batch.inputs), batch.target).backward()
         optimiser.step()
     played.go()

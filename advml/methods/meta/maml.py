@@ -22,7 +22,7 @@ from advml.methods.meta.common import MetaLearner, MetaSettings, examples_of, pa
 from advml.methods.meta.finetuning import check_queries
 from advml.nn.abilities import Unsuited, twice_differentiable
 from advml.nn.chain_unrolled import Unrolled, layers_of
-from advml.nn.optimisers import make_optimiser
+from advml.nn.optimisers import OptimiserSettings, make_optimiser
 from advml.nn.replicas import Batched, Engine, Parameters, Replicas, expand, make_replicas
 
 
@@ -42,6 +42,23 @@ class Settings(MetaSettings):
     norm_per_step: bool
     engine: Engine
     compile: bool
+
+    def __post_init__(self) -> None:
+        OptimiserSettings.__post_init__(self)
+        if self.inner_rates != "fixed" and not self.steps:
+            raise ValueError(f"inner_rates={self.inner_rates}: without a step no rate is learned; use fixed")
+        if self.multi_step and self.steps < 2:
+            raise ValueError("multi_step: needs method.steps of at least 2; use 0")
+        if self.norm_per_step and self.steps < 2:
+            raise ValueError("norm_per_step: needs method.steps of at least 2; use false")
+        if self.first_order and self.order == 1:
+            raise ValueError("first_order: method.order=1 is of first order throughout; use 0")
+        if self.first_order >= self.iterations:
+            raise ValueError(
+                f"first_order: order 2 would never be reached in {self.iterations} meta-iterations; use method.order=1"
+            )
+        if self.compile and self.multi_step:
+            raise ValueError("compile: the weights of method.multi_step change each time; use 0")
 
 
 class Start(NamedTuple):
@@ -241,9 +258,12 @@ class Maml(MetaLearner):
     # --- the rest ---
 
     def gradients_of(self, tasks: Tasks) -> int:
-        """Those of the support examples in each step, and of the query examples for each loss."""
+        """Those of the support examples in each step, and of the query examples for each loss: together with the
+        support examples, once more, where batch norms go by these.
+        """
         losses = sum(weight > 0 for weight in self.weights())
-        return int(self.config.steps * examples_of(tasks.support) + losses * examples_of(tasks.query))
+        again = 0 if self.config.transductive or not self.replicas.normalises else losses
+        return int((self.config.steps + again) * examples_of(tasks.support) + losses * examples_of(tasks.query))
 
     def state_dict(self) -> dict[str, Any]:
         """Adds rates and norms."""
@@ -272,26 +292,16 @@ class Maml(MetaLearner):
             raise ConfigError(f"method.{error}") from None
 
     def _check(self) -> None:
-        """Refuse what has no meaning together."""
+        """Refuse what has no meaning with this network or these tasks."""
         config, view = self.config, self.view
-        steps, train = config.steps, view.config.shape("train")
+        train = view.config.shape("train")
         mistakes = []
         if train.ways != view.ways:
             mistakes.append("view.train_ways: this method has an output for each class of a task; use null")
         if config.inner_loss == "per_shot" and not isinstance(view.spec.target, Classes):
             mistakes.append("method.inner_loss=per_shot: needs classes; use mean")
-        if config.inner_rates != "fixed" and not steps:
-            mistakes.append(f"method.inner_rates={config.inner_rates}: without a step no rate is learned; use fixed")
-        if config.multi_step and steps < 2:
-            mistakes.append("method.multi_step: needs method.steps of at least 2; use 0")
-        if config.norm_per_step and steps < 2:
-            mistakes.append("method.norm_per_step: needs method.steps of at least 2; use false")
-        if config.first_order and config.order == 1:
-            mistakes.append("method.first_order: method.order=1 is of first order throughout; use 0")
         if config.order == 2 and not twice_differentiable(self.network):
             mistakes.append("method.order=2: PennyLane differentiates this circuit once only; use method.order=1")
-        if config.compile and config.multi_step:
-            mistakes.append("method.compile: the weights of method.multi_step change each time; use 0")
         alone = [name for name, module in self.network.named_modules() if isinstance(module, nn.BatchNorm1d)]
         if alone and (view.ways or 1) * min(view.shots, train.shots) == 1:
             mistakes.append("view.shots: a batch norm has no statistics of one example; use more, or model.norm=layer")

@@ -11,7 +11,6 @@ from torch import Tensor
 from advml.config import CountInt, settings
 from advml.contracts import At, Classes, Context, Metrics, Needs, Phase, Record, Step
 from advml.data.episodes import Tasks
-from advml.errors import ConfigError
 from advml.methods.meta.common import MetaLearner, examples_of, joined
 from advml.methods.meta.metric import features_of
 from advml.models.mlp import flat
@@ -30,6 +29,13 @@ class Settings:
     centre_tasks: CountInt
     transductive: bool
 
+    def __post_init__(self) -> None:
+        if self.centre_tasks and self.distance == "euclidean":
+            raise ValueError(
+                "centre_tasks: euclidean distances are the same about any centre; "
+                "use method.distance=cosine or method.centre_tasks=0"
+            )
+
 
 class NearestNeighbour(MetaLearner):
     """A query example has the class of the support example next to it, in the inputs or in the network's features.
@@ -45,11 +51,6 @@ class NearestNeighbour(MetaLearner):
     def setup(self, context: Context) -> None:
         """A network only where it is asked."""
         self.context, self.config, self.view = context, context.settings, context.data
-        if self.config.centre_tasks and self.config.distance == "euclidean":
-            raise ConfigError(
-                "method.centre_tasks: euclidean distances are the same about any centre; "
-                "use method.distance=cosine or method.centre_tasks=0"
-            )
         self.network = context.build()
         with torch.no_grad():
             self.mean = torch.zeros_like(self._rows(self.view.fixed("valid", 0, 1))[0, 0])

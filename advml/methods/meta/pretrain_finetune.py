@@ -26,7 +26,7 @@ from advml.methods.meta.finetuning import (
 from advml.methods.meta.metric import features_of
 from advml.nn.losses import make_loss
 from advml.nn.optimisers import make_optimiser
-from advml.nn.training import TrainingSettings, batches_of, minibatches, train
+from advml.nn.training import TrainingSettings, minibatches, train
 
 
 @settings
@@ -94,7 +94,7 @@ class PretrainFinetune(MetaLearner):
         indices = minibatches(len(base), config.batch_size, start, stop, partial(self.context.rng, "shuffle"))
         loss = train(
             self.network,
-            batches_of(base, indices),
+            (base.batch(index, self.context.rng("turns", update)) for update, index in enumerate(indices, start)),
             self.supervised,
             self.optimiser,
             settings=config,

@@ -90,7 +90,8 @@ REFUSED = [
     ("method.steps=1 method.norm_per_step=true", "method.norm_per_step"),
     ("method.compile=true method.multi_step=5 method.steps=2", "method.compile: the weights"),
     ("method.compile=true method.engine=vmap", "method.compile: only"),
-    ("method.order=1 method.first_order=5", "method.first_order"),
+    ("method.order=1 method.first_order=5", "method.first_order: method.order=1"),
+    ("method.iterations=5 method.first_order=5", "method.first_order: order 2 would never"),
     ("model=conv4 model.blocks=2 model.channels=2 method.engine=batched", "method.engine: batched serves"),
 ]
 
