@@ -142,13 +142,20 @@ def test_other_networks_and_settings_have_their_graph(digits, words):
     assert smooth.method.unrolled is None
 
 
-def test_the_first_iterations_of_a_loop_over_tasks(play):
-    """200 meta-iterations of Adam on sine waves with the shipped network, against tasks one by one: ≤ 1e-9."""
-    words = ("method.iterations=200", "method.block=200", "method.steps=1", "method.inner_lr=0.01", "model=mlp_40")
+@pytest.mark.parametrize("iterations", [200, pytest.param(1000, marks=pytest.mark.slow)])
+def test_the_first_iterations_of_a_loop_over_tasks(play, iterations):
+    """Meta-iterations of Adam on sine waves with the shipped network, against tasks one by one: ≤ 1e-9."""
+    words = (
+        f"method.iterations={iterations}",
+        "method.block=200",
+        "method.steps=1",
+        "method.inner_lr=0.01",
+        "model=mlp_40",
+    )
     played = play("method=maml", *SINE, *words)
     network = copy.deepcopy(played.method.network)
     optimiser = torch.optim.Adam(network.parameters(), lr=0.001)
-    for iteration in range(200):
+    for iteration in range(iterations):
         optimiser.zero_grad()
         by_hand(network, drawn(played, iteration), 0.01, 1).backward()
         optimiser.step()
