@@ -158,5 +158,6 @@ def refuse(func, args, kwargs, leaves, over_there, to_there):
     if over_there and packet not in MOVES:
         looked_at = tree_leaves((args[0], kwargs)) if packet in BY_INDEX else leaves
         alone = [leaf for leaf in looked_at if isinstance(leaf, torch.Tensor) and not isinstance(leaf, Far)]
-        if any(leaf.dim() for leaf in alone):
+        joined = packet in (torch.ops.aten.cat, torch.ops.aten.stack)  # these take no numbers from the CPU either
+        if any(joined or leaf.dim() for leaf in alone):
             raise RuntimeError(f"{packet}: Expected all tensors to be on the same device")

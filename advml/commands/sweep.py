@@ -6,8 +6,8 @@ two terminals may work on one sweep. Every job is checked before the first begin
 jobs; the sweep's folder is the last line printed.
 
   advml sweep method=finetune,ewc,joint seed=0,1,2               nine runs, one after another
-  advml sweep seed=range(0,10) method.lr=0.1,0.01 sweep.jobs=4   twenty, four at a time, each a process of its own
-  advml sweep dataset=choice(iris,wine) method=glob(e*)          other ways to name several values
+  advml sweep 'seed=range(0,10)' method.lr=0.1,0.01 sweep.jobs=4 twenty, four at a time, each a process of its own
+  advml sweep 'dataset=choice(iris,wine)' 'method=glob(e*)'      other ways to name several values
   advml sweep seed=0,1,2 sweep.name=first                        in outputs/sweeps/first, not under the command's hash
   advml sweep seed=0,1 sweep.seconds=600 sweep.memory_mb=4000    limits for each job, in a process of its own
   advml sweep seed=0,1 sweep.fail_fast=true                      stop at the first failure

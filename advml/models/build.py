@@ -14,7 +14,6 @@ from pydantic import TypeAdapter, ValidationError
 from advml import registry
 from advml.contracts import Network, Spec
 from advml.errors import ConfigError
-from advml.nn.seeding import seed_torch
 
 
 def build(name: str, settings: Any, spec: Spec, seed: int) -> Network:
@@ -25,7 +24,7 @@ def build(name: str, settings: Any, spec: Spec, seed: int) -> Network:
     """
     cls = registry.resolve("model", name)
     with torch.random.fork_rng(devices=[]):
-        seed_torch(seed)
+        torch.default_generator.manual_seed(seed)  # not CUDA's: nothing is drawn there
         network: Network = cls.make(spec, settings).to(memory_format=torch.channels_last)
     if not hasattr(network, "recipe"):
         network.recipe = {"name": name, "settings": asdict(settings), "spec": spec.to_dict()}

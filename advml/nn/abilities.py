@@ -26,8 +26,11 @@ def twice_differentiable(network: nn.Module) -> bool:
 
 
 def countable(network: nn.Module) -> bool:
-    """Does a counter of torch's operations see all that it computes? Not what PennyLane does in numpy or C++."""
-    return all(getattr(module, "countable", True) for module in network.modules())
+    """Does a counter of torch's operations see all that it computes?
+
+    Not what PennyLane does in numpy or C++, nor what a recurrent layer does in one call.
+    """
+    return all(getattr(m, "countable", True) and not isinstance(m, nn.RNNBase) for m in network.modules())
 
 
 def draws(network: nn.Module) -> bool:

@@ -131,7 +131,7 @@ class ClientPrivacy(Spending):
         self.norms = []
         told: dict[str, float | Tensor | None] = {
             "clip": self.clip,
-            "clipped": (norms > self.clip).double().mean() if len(norms) else None,
+            "clipped": float((norms > self.clip).double().mean()) if len(norms) else None,
         }
         if self.config.quantile is not None:
             self.clip = next_clip(

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from advml.nn.losses import at_least_float32
 from advml.nn.prototypes import cosines, memberships
-from advml.nn.seeding import draw_from
 
 
 def attended_classes(queries: Tensor, support: Tensor, labels: Tensor, ways: int, scale: float = 1.0) -> Tensor:
@@ -68,5 +67,5 @@ class FullContext(nn.Module):
 def make_full_context(width: int, reads: int, rng: torch.Generator) -> FullContext:
     """On the CPU, initialised as torch does by the seed of `rng`; torch's own generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        draw_from(rng)
+        torch.default_generator.manual_seed(rng.initial_seed())  # not CUDA's: nothing is drawn there
         return FullContext(width, reads)

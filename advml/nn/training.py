@@ -111,7 +111,8 @@ def rows_kept(head: nn.Module, active: Tensor) -> Callable[[], None]:
     Called after each update, it keeps them from ever moving: their gradient is zero, but weight decay and an
     optimiser's momentum would still move them.
     """
-    rows = (~active).nonzero().flatten()
+    device = next((parameter.device for parameter in head.parameters()), active.device)
+    rows = (~active).nonzero().flatten().to(device, non_blocking=True)  # `active` on the CPU: nobody waits
     kept = [(p, p.detach()[rows]) for p in head.parameters() if p.dim() and len(p) == len(active) and len(rows)]
 
     @torch.no_grad()

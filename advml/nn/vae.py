@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from advml.nn.affine import Affine
 from advml.nn.losses import at_least_float32
-from advml.nn.seeding import draw_from
 
 Likelihood = Literal["bernoulli", "gaussian"]
 
@@ -77,7 +76,7 @@ class Vae(nn.Module):
 def make_vae(width: int, hidden: Sequence[int], latent: int, likelihood: Likelihood, rng: torch.Generator) -> Vae:
     """A VAE on the CPU, initialised as torch does by the seed of `rng`; torch's own generator is left as it was."""
     with torch.random.fork_rng(devices=[]):
-        draw_from(rng)
+        torch.default_generator.manual_seed(rng.initial_seed())  # not CUDA's: nothing is drawn there
         return Vae(width, hidden, latent, likelihood)
 
 

@@ -24,7 +24,7 @@ from advml.runner.observers import was_pruned
 from advml.runner.recorder import read
 
 
-def finish(folder: RunFolder, bound: Bound, loop: Loop, view: Any) -> None:
+def finish(folder: RunFolder, bound: Bound, loop: Loop, view: Any, device: torch.device) -> None:
     """Write everything that a completed run holds beyond its records and checkpoints. result.json comes last."""
     method, progress, records = loop.method, loop.progress, loop.recorder.records
     pruned = was_pruned(progress.stopped_by)  # nobody asks how good it is: its test examples stay unread
@@ -90,7 +90,7 @@ def finish(folder: RunFolder, bound: Bound, loop: Loop, view: Any) -> None:
             "flops_estimate": flops_estimate(network, counts.get("samples"), counts.get("gradients", 0)),
         },
         "seconds": round(progress.seconds, 3),
-        "peak_memory_mb": peak_memory_mb(),
+        "peak_memory_mb": peak_memory_mb(device),
         "stopped_by": progress.stopped_by,
         "identity": identity(bound.tree),
     }
@@ -155,10 +155,10 @@ def flops_estimate(network: Network | None, samples: int | None, gradients: int 
     return counter.total * (samples + 2 * gradients)
 
 
-def peak_memory_mb() -> dict[str, float]:
-    """The most memory this process has held, on the host and on the GPU, in MB."""
+def peak_memory_mb(device: torch.device) -> dict[str, float]:
+    """The most memory this process has held on the host, and on the run's GPU since the attempt began, in MB."""
     unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes on macOS, kilobytes elsewhere
     peak = {"host": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)}
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
-        peak["gpu"] = round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    if device.type == "cuda":
+        peak["gpu"] = round(torch.cuda.max_memory_allocated(device) / 2**20, 1)
     return peak

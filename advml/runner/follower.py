@@ -36,7 +36,7 @@ def main(parent: int) -> None:
         )
         store.add("here", 1)
         device = own_device(environment.resolve_device(bound.run.device), bound.run.device, needed.rank)
-        follow(bound, World(needed.rank, needed.size, device, store), needed.threads)
+        follow(bound, World(needed.rank, needed.size, device, store, named=":" in bound.run.device), needed.threads)
     except (AdvmlError, RuntimeError) as error:
         sys.stderr.write(f"advml: worker {needed.rank}: {' '.join(str(error).split())[:300]}\n")
         sys.exit(1)
@@ -51,7 +51,9 @@ def followed(bound: Bound) -> bool:
         signal.signal(number, signal.SIG_IGN)
     rank, size = placed
     device = own_device(environment.resolve_device(bound.run.device), bound.run.device, rank)
-    follow(bound, World(rank, size, device), environment.resolve_threads(bound.run.threads))
+    follow(
+        bound, World(rank, size, device, named=":" in bound.run.device), environment.resolve_threads(bound.run.threads)
+    )
     return True
 
 

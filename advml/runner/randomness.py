@@ -57,6 +57,7 @@ def numeric_settings(threads: int, deterministic: bool | Literal["warn"]) -> Ite
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read once, when CUDA starts
     before = torch.get_num_threads(), torch.get_deterministic_debug_mode(), torch.backends.cudnn.benchmark
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    of_gpus = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
     fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
     torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode({False: "default", "warn": "warn", True: "error"}[deterministic])
@@ -73,6 +74,8 @@ def numeric_settings(threads: int, deterministic: bool | Literal["warn"]) -> Ite
         random.setstate(states[0])
         np.random.set_state(states[1])
         torch.set_rng_state(states[2])
+        if of_gpus:
+            torch.cuda.set_rng_state_all(of_gpus)
 
 
 @contextmanager

@@ -130,7 +130,8 @@ def resume(folder: RunFolder, bound: Bound, observers: Sequence[Observer] = ()) 
             for line in environment.differences(then, now):
                 job.note(f"advml: since the run began, {line}; bits may differ from those of a run never stopped")
             for leftover in folder.path.rglob("*.tmp"):  # of a write that a crash cut off
-                leftover.unlink()
+                if "baselines" not in leftover.relative_to(folder.path).parts:  # runs of their own, perhaps at work
+                    leftover.unlink()
             files.write_text(folder / "config.yaml", as_yaml(_to_save(bound)))
             return job.carry_out(folder, attempt=status["attempt"] + 1, step=status["step"])
     except OSError as error:
@@ -159,7 +160,7 @@ class _Job:
 
     def __init__(self, bound: Bound, device: torch.device, observers: Sequence[Observer], world: Alone) -> None:
         run = self.run = bound.run
-        self.bound, self.budget, self.world = bound, Budget(), world
+        self.bound, self.device, self.budget, self.world = bound, device, Budget(), world
         self.observers = [progress_observer(run.progress), *observers]
         self.tracking = backend(run)  # before any work: a tracker that cannot be used is refused
         self.view = None if bound.dataset.name == "none" else load_view(bound, self.note)
@@ -191,6 +192,8 @@ class _Job:
         return replace(outcome, asked=stop.by)
 
     def _carry_out(self, folder: RunFolder, stop: StopRequest, attempt: int, step: int) -> Outcome:
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
         with ExitStack() as stack:
             log = stack.enter_context(_log(folder))
             if self.tracking is not None:
@@ -209,7 +212,7 @@ class _Job:
                     return _end(folder, log, "interrupted", progress.total, attempt, f"stopped by {stop.by}")
                 for counter in uncounted(self.run.limits, self.budget.counts) if progress.total else ():
                     self.note(f"advml: limits.{counter}: this run counted none, so the limit could stop nothing")
-                finish(folder, self.bound, loop, self.view)
+                finish(folder, self.bound, loop, self.view, self.device)
                 self.world.dismiss()
                 return _end(folder, log, "completed", progress.total, attempt)
             except KeyboardInterrupt:

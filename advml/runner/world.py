@@ -73,9 +73,11 @@ class Followers:
 class World(Alone):
     """Some processes, of which this is number `rank`."""
 
-    def __init__(self, rank: int, size: int, device: torch.device, store: Any = None) -> None:
-        """`store`: where they meet; None = where the environment says (torchrun)."""
-        self.rank, self.size, self.device, self.store = rank, size, device, store
+    def __init__(self, rank: int, size: int, device: torch.device, store: Any = None, named: bool = False) -> None:
+        """`store`: where they meet; None = where the environment says (torchrun). `named`: the device was given with
+        its number, so that all have the same.
+        """
+        self.rank, self.size, self.device, self.store, self.named = rank, size, device, store, named
         self.children: list[subprocess.Popen[bytes]] = []
         self.dismissed = False
 
@@ -85,9 +87,8 @@ class World(Alone):
 
         if self.children:
             self._wait_for_children()
-        own_gpu = self.device.type == "cuda" and torch.cuda.device_count() >= int(
-            os.environ.get("LOCAL_WORLD_SIZE", self.size)
-        )
+        local = int(os.environ.get("LOCAL_WORLD_SIZE", self.size))
+        own_gpu = self.device.type == "cuda" and not self.named and torch.cuda.device_count() >= local
         if own_gpu:
             torch.cuda.set_device(self.device)
         self.on = self.device if own_gpu else torch.device("cpu")
@@ -245,7 +246,11 @@ def opened(bound: Bound, device: torch.device, threads: int) -> Iterator[Alone]:
         return
     if placed is not None and not hasattr(bound.method.settings, "workers"):
         raise ConfigError(f"method={bound.method.name}: does not divide its work among processes; start it by itself")
-    world = World(0, placed[1], device) if placed is not None else _launched(bound, device, threads, workers)
+    world = (
+        World(0, placed[1], device, named=":" in bound.run.device)
+        if placed is not None
+        else _launched(bound, device, threads, workers)
+    )
     try:
         yield world
     finally:
@@ -258,7 +263,7 @@ def _launched(bound: Bound, device: torch.device, threads: int, workers: int) ->
     store = dist.TCPStore(  # type: ignore[attr-defined]
         "127.0.0.1", 0, workers, is_master=True, timeout=PATIENCE, wait_for_workers=False
     )
-    world = World(0, workers, device, store)
+    world = World(0, workers, device, store, named=":" in bound.run.device)
     for rank in range(1, workers):
         child = subprocess.Popen(
             [sys.executable, "-P", "-c", CHILD, LIBRARY, str(os.getpid())],

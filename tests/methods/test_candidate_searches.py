@@ -102,7 +102,7 @@ class TestTraining:
         assert len(inner.scored) == 4  # one node of one operation: a single architecture
         assert len({row[:3] for row in inner.scored}) == 1
         assert played.budget.counts["evaluations"] == 4
-        assert played.budget.counts["samples"] == len(inner.train_half)
+        assert played.budget.counts["samples"] == len(inner.train_half) + len(inner.valid_half)  # once
 
     def test_what_was_met_is_looked_up_and_comes_back_with_the_state(self, play, monkeypatch):
         words = ("method.estimate.epochs=1", "model.nodes=1", "method.evaluations=5", "method.count=unique")
@@ -177,6 +177,11 @@ class TestEnas:
         assert [score for _, score in method.ranked] == sorted((score for _, score in method.ranked), reverse=True)
         assert method.derive() == EnasMicro(2).genotype(tuple(method.ranked[0][0]))
         assert played.budget.counts["evaluations"] == 2 * 2 * 3 + 4
+        per_epoch = -(-len(method.valid_half) // 24)  # rewards: batches of the validation half, epoch after epoch
+        sizes = [24] * (per_epoch - 1) + [len(method.valid_half) - 24 * (per_epoch - 1)]
+        rewarded = sum(sizes[number % per_epoch] for number in range(2 * 2 * 3))
+        assert played.budget.counts["samples"] == 2 * len(method.train_half) + rewarded + 4 * 24
+        assert played.budget.counts["updates"] == 2 * -(-len(method.train_half) // 24) + 2 * 2
         played.go()
         assert method.result().genotype == method.derive()
         assert "accuracy" in played.evaluate("test")

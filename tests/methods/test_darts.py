@@ -233,7 +233,18 @@ def test_the_eigenvalue_leaves_the_network_alone(play):
     close(one.method.network.state_dict(), other.method.network.state_dict(), atol=0)
     assert all("eigenvalue" in step for step in other.steps)
     # Two epochs, two products with the Hessian each, two gradients of a batch for each of these.
-    assert other.budget.counts["gradients"] - one.budget.counts["gradients"] == 2 * 2 * 2 * 24
+    for done in ("samples", "gradients"):
+        assert other.budget.counts[done] - one.budget.counts[done] == 2 * 2 * 2 * 24
+
+
+@pytest.mark.parametrize(("order", "passes"), [(1, 1), (2, 4)])
+def test_steps_of_alpha_are_work_too(play, order, passes):
+    """Second order: the gradient after the virtual step, and three of the weights' loss."""
+    said = (*WORDS, f"method.order={order}")
+    frozen, searched = (play(*said, f"method.alpha_lr={lr}").go(1).budget.counts for lr in (0, 0.01))
+    assert searched["updates"] == 2 * frozen["updates"]
+    for done in ("samples", "gradients"):
+        assert searched[done] == (1 + passes) * frozen[done]
 
 
 def test_the_jump_of_the_eigenvalue():

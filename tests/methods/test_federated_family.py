@@ -184,7 +184,7 @@ class TestPersonal:
         assert set(played.method.kept) == set(own)
         for client, state in own.items():
             close(played.method.kept[client], {"own/" + name: value for name, value in state.items()})
-        for done in ("gradients", "updates"):
+        for done in ("samples", "gradients", "updates"):
             assert played.budget.counts[done] == 2 * plain.budget.counts[done]
         assert played.budget.counts["bytes_up"] == plain.budget.counts["bytes_up"]
 

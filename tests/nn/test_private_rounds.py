@@ -154,7 +154,8 @@ def test_the_bound_goes_to_the_quantile_of_the_norms():
         privacy.clipped({name: value[clients] for name, value in rows.items()})
         told = privacy.end_round(number)
     assert 110 < privacy.clip < 170
-    assert 0.1 < float(told["clipped"]) < 0.5
+    assert type(told["clipped"]) is float  # no tensor of the CPU's, which records could not stack with the others
+    assert 0.1 < told["clipped"] < 0.5
 
 
 def test_the_count_is_paid_for():

@@ -128,8 +128,11 @@ def test_what_a_crash_left_half_written_is_swept_away(forks, tree, inside):
     assert died.code == 9
     folder = only_run(inside / "outputs")
     assert (folder / "checkpoints/last.pt.tmp").exists()
+    at_work = folder / "baselines/other/checkpoints/last.pt.tmp"  # of a run of its own, perhaps about to be renamed
+    at_work.parent.mkdir(parents=True)
+    at_work.touch()
     assert forks.run("resume", str(folder), {}, cwd=inside).code == 0
-    assert not list(folder.rglob("*.tmp"))
+    assert list(folder.rglob("*.tmp")) == [at_work]
 
 
 def test_a_crashed_run_says_so(forks, tree, inside, run_cli):

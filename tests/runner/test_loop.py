@@ -318,8 +318,19 @@ class TestFlops:
             torch.ones(3) + 1
         assert counter.total == 2 * 3 * 4 * 5
 
+    def test_fused_attention_counts_as_written_out(self):
+        query, key = torch.ones(2, 3, 50, 8), torch.ones(2, 3, 40, 8)
+        with FlopCounter() as fused, torch.no_grad():
+            torch.nn.functional.scaled_dot_product_attention(query, key, key)
+        with FlopCounter() as plain:
+            (query @ key.mT).softmax(-1) @ key
+        assert fused.total == plain.total == 2 * 2 * (2 * 3 * 50 * 40 * 8)
+
     def test_unknown(self):
         assert flops_estimate(None, 3) is None
+        recurrent = torch.nn.Sequential(torch.nn.LSTM(2, 3))
+        recurrent.recipe = {"spec": {"inputs": {"x": (4, 2)}}}
+        assert flops_estimate(recurrent, 3) is None  # torch counts nothing of what an LSTM computes
         assert flops_estimate(torch.nn.Linear(1, 1), None) is None
 
 

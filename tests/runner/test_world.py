@@ -84,6 +84,18 @@ def test_where_torchrun_has_put_us(variables, placed, monkeypatch):
     assert under_torchrun() == placed
 
 
+@pytest.mark.parametrize(("named", "backend"), [(False, "nccl"), (True, "gloo")])
+def test_processes_on_one_gpu_do_not_meet_by_nccl(named, backend, monkeypatch):
+    """NCCL refuses two processes on one GPU, and `device=cuda:1` puts all there."""
+    chosen = []
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    monkeypatch.setattr(torch.distributed, "init_process_group", lambda backend, **_: chosen.append(backend))
+    World(0, 2, torch.device("cuda", 1), named=named).join()
+    assert chosen == [backend]
+
+
 def test_the_gpus_are_taken_in_turn(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("LOCAL_RANK", raising=False)

@@ -97,6 +97,7 @@ class Rehearsal(Continual):
         mask = self.stream.mask(at.phase, begun)
         splits = [one.train for one in self.stream.tasks[:begun]]
         masks = torch.stack([self.stream.mask(number, begun) for number in range(begun)])
+        masks_here = masks.cpu()  # once for a block, so that no update waits for the device
         classes = task.train.target.cpu() if config.policy == "balanced" else None  # once for a block
         iteration, current, put_back = 0, torch.empty(0), rows_kept(self.network.head, mask)
         apart = bool((masks.any(0) & ~mask).any())  # tasks have rows of the head for themselves
@@ -113,8 +114,8 @@ class Rehearsal(Continual):
                     self.context.count(samples=len(slots), gradients=len(slots))
             self.drawn = drawn
             if apart:  # of earlier tasks' rows only those learn whose examples are seen in this update
-                shown = [one.batch.mask.any(0) for one in drawn.values() if one.batch.mask is not None]
-                put_back = rows_kept(self.network.head, torch.stack([mask, *shown]).any(0))
+                tasks = torch.cat([torch.tensor([at.phase]), *(one.task for one in drawn.values())])
+                put_back = rows_kept(self.network.head, masks_here[tasks].any(0))
             inputs, target, _ = task.train.batch(index.to(task.train.device, non_blocking=True))
             return Batch(inputs, target, mask)
 

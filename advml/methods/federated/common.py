@@ -128,7 +128,7 @@ class Federated(Extras):
 
     def counted(self, tally: Tally, clients: int, received: int) -> dict[str, Any]:
         """The metrics of a round; its work goes into the budget."""
-        work = {"samples": tally.samples, "updates": tally.updates, "gradients": tally.gradients}
+        work = {"samples": tally.gradients, "updates": tally.updates, "gradients": tally.gradients}
         self.context.count(**work, bytes_up=tally.sent, bytes_down=received)
         return {**tally.metrics(), "clients": clients, "bytes_up": tally.sent, "bytes_down": received}
 

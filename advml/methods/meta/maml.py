@@ -8,10 +8,12 @@ after every step, and gives batch norms a scale and a shift for each step (Anton
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advml.config import CountFloat, CountInt, settings
@@ -233,7 +235,8 @@ class Maml(MetaLearner):
             self._add(self.theta.values(), (found[name] for name in self.theta))
             return loss
         if not self.config.compile:
-            return super().differentiate(tasks)
+            with sdpa_kernel(SDPBackend.MATH) if self.is_second() else nullcontext():  # the fused have one derivative
+                return super().differentiate(tasks)
         if self.compiled is None:
             self.compiled = torch.compile(torch.func.grad_and_value(self.loss_from), dynamic=False)
         start = Start(*({name: value.detach() for name, value in values.items()} for values in self.start()))
@@ -302,6 +305,9 @@ class Maml(MetaLearner):
             mistakes.append("method.inner_loss=per_shot: needs classes; use mean")
         if config.order == 2 and not twice_differentiable(self.network):
             mistakes.append("method.order=2: PennyLane differentiates this circuit once only; use method.order=1")
+        recurrent = any(isinstance(module, nn.RNNBase) for module in self.network.modules())
+        if config.order == 2 and recurrent and next(self.network.parameters()).is_cuda:
+            mistakes.append("method.order=2: cuDNN differentiates recurrent layers once only; use method.order=1")
         alone = [name for name, module in self.network.named_modules() if isinstance(module, nn.BatchNorm1d)]
         if alone and (view.ways or 1) * min(view.shots, train.shots) == 1:
             mistakes.append("view.shots: a batch norm has no statistics of one example; use more, or model.norm=layer")

@@ -40,9 +40,12 @@ def measured(context: Context, network: Network, split: SplitName) -> dict[str, 
 
 
 def robustness(context: Context, records: Sequence[Record]) -> dict[str, Artifact]:
-    """Bars of the main metric under each condition, from the record of the test split; nothing if there is none."""
+    """Bars of the main metric under each condition, from the test split's record of the last state, which the other
+    pictures show too; nothing if there is none.
+    """
     main = main_metric(context)
-    tested = next((record for record in reversed(records) if record["split"] == "test"), None)
+    of_last = (record for record in reversed(records) if record["split"] == "test" and record.get("state") != "best")
+    tested = next(of_last, None)
     if tested is None or tested.get(main) is None:
         return {}
     conditions = {name: tested.get(f"{main}/{name}") for name in context.data.conditions("test") if name != AS_IS}

@@ -118,6 +118,7 @@ class CandidateSearch(ArchitectureSearch):
         if self.config.evaluations == 1:
             return 0.0, size.parameters, size.multiply_adds
         found = self._shared_score(genotype) if self.shared is not None else self._trained_score(genotype)
+        self.context.count(samples=len(self.valid_half))
         value = float(found)
         return (value if math.isfinite(value) else LOWEST), size.parameters, size.multiply_adds
 

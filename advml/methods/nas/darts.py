@@ -163,7 +163,7 @@ class Darts(ArchitectureSearch):
         config = self.config
         if config.order == 1:
             found = first_order(self.architecture, lambda: self._loss_of(judge, mix))
-            self.context.count(gradients=len(judge.target))
+            passes = len(judge.target)
         else:
             found = second_order(
                 self.weights,
@@ -176,11 +176,12 @@ class Darts(ArchitectureSearch):
                 weight_decay=config.weight_decay,
                 radius=config.radius,
             )
-            self.context.count(gradients=len(judge.target) + 3 * len(batch.target))
+            passes = len(judge.target) + 3 * len(batch.target)
         for parameter, gradient in zip(self.architecture, found.gradients, strict=True):
             parameter.grad = gradient
         self.alpha_optimiser.step()
         self.alpha_optimiser.zero_grad()
+        self.context.count(samples=passes, updates=1, gradients=passes)
 
     def _move_weights(self, batch: Batch, mix: Callable[[], Any]) -> Tensor:
         loss = self._loss_of(batch, mix)
@@ -225,7 +226,7 @@ class Darts(ArchitectureSearch):
         start = [torch.randn(alpha.shape, generator=rng).to(alpha) for alpha in architecture]
 
         def loss() -> Tensor:
-            self.context.count(gradients=len(batch.target))
+            self.context.count(samples=len(batch.target), gradients=len(batch.target))
             with self.context.autocast():
                 return self.loss(copy(batch.inputs), batch)
 

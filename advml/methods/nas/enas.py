@@ -118,10 +118,10 @@ class Enas(ArchitectureSearch):
         """One update from `aggregate` architectures, each rewarded on a mini-batch of its own."""
         count = self.config.aggregate
         drawn = self.learner.controller.draw(count, self.context.rng("controller", number))
-        batches = minibatches(
+        batches = list(minibatches(
             len(self.valid_half), self.config.batch_size, number * count, (number + 1) * count,
             lambda epoch: self.context.rng("reward order", epoch),
-        )  # fmt: skip
+        ))  # fmt: skip
         with self.shared.scoring():
             scores = [
                 self.shared.score(genotype, self.valid_half.take(index))
@@ -129,7 +129,7 @@ class Enas(ArchitectureSearch):
             ]
         rewards = torch.stack(scores).to(drawn.log_probability)
         self.learner.learn(drawn, rewards)
-        self.context.count(evaluations=count)
+        self.context.count(evaluations=count, samples=sum(map(len, batches)), updates=1)
         return rewards.mean(), drawn.entropy.mean()
 
     def _rank(self) -> None:
@@ -141,7 +141,7 @@ class Enas(ArchitectureSearch):
         batch = self.valid_half.take(order[: config.batch_size])
         with self.shared.scoring():
             scores = [float(self.shared.score(genotype, batch)) for genotype in self._genotypes(cells)]
-        self.context.count(evaluations=config.candidates)
+        self.context.count(evaluations=config.candidates, samples=config.candidates * len(batch))
         places = sorted(range(len(scores)), key=lambda place: -scores[place])
         self.ranked = [(cells[place].flatten().tolist(), scores[place]) for place in places]
 

@@ -191,18 +191,18 @@ def training_settings(config: RetrainSettings) -> TrainingSettings:
 
 def augmented(split: Split, index: Tensor, rng: torch.Generator, augment: Augment, hole: int = 0) -> Batch:
     """The examples at `index`: raw images shifted and mirrored, prepared, then with a square of side `hole` cut out."""
-    batch = split.batch(index.to(split.device, non_blocking=True))
-    (name,) = batch.inputs
-    images = batch.inputs[name]
-    if augment == "crop_flip":
-        raw = split.inputs[name].index_select(0, index.to(split.device))
-        if raw.dim() == images.dim():  # so that what is shifted in is black, whatever the normalisation
-            images = split.prepared({name: crop_and_flip(raw, 4, rng)})[name]
-        else:
-            images = crop_and_flip(images, 4, rng)
+    index = index.to(split.device, non_blocking=True)
+    (name,) = split.inputs
+    if augment == "crop_flip" and split.inputs[name].dim() == 4:
+        # Before they are prepared, so that what is shifted in is black, whatever the normalisation.
+        raw = crop_and_flip(split.inputs[name].index_select(0, index), 4, rng)
+        images, target = split.prepared({name: raw})[name], split.target.index_select(0, index)
+    else:
+        inputs, target, _ = split.batch(index)
+        images = crop_and_flip(inputs[name], 4, rng) if augment == "crop_flip" else inputs[name]
     if hole:
         images = cutout(images, hole, rng)
-    return Batch({name: images}, batch.target)
+    return Batch({name: images}, target)
 
 
 def some_examples(context: Context, split: Split, count: int | None, purpose: str) -> Split:

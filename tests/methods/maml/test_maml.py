@@ -415,3 +415,15 @@ def test_tasks_in_parts(digits):
     assert torch.equal(together[0], tasks.support.target)
     assert torch.equal(together[1], tasks.query.target)
     assert [len(few.query.target) for few in parts(tasks, 2)] == [2, 1]
+
+
+def test_attention_is_differentiated_twice_where_it_would_be_fused(play, monkeypatch):
+    """Torch's fused kernels have no second derivative; long sequences would take them."""
+    said = ("method=maml", *DIGITS, "model=early_fusion", "method.inner_lr=0.1")
+    short = play(*said)
+    monkeypatch.setattr("advml.nn.multimodal.attention.SMALL", 0)
+    long = play(*said)
+    for one, other in zip(
+        meta_gradient(short.method, drawn(short)), meta_gradient(long.method, drawn(long)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-12)
