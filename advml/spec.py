@@ -83,6 +83,15 @@ class Spec:
                 return 0
 
     @property
+    def image(self) -> tuple[int, int, int] | None:
+        """(channels, height, width) if there is one input and it is an image; otherwise None."""
+        shapes = list(self.inputs.values())
+        if len(shapes) != 1 or len(shapes[0]) != 3:
+            return None
+        channels, height, width = shapes[0]
+        return channels, height, width
+
+    @property
     def helpers(self) -> tuple[str, ...]:
         """The inputs that only say what of another input is there: masks and presences."""
         named = (name for stream in self.streams.values() for name in (stream.mask, stream.present))

@@ -40,7 +40,7 @@ from advml.nn.membership import attacked
 from advml.nn.metrics import confusion_matrix
 from advml.nn.optimisers import make_optimiser
 from advml.nn.private_training import Privacy, PrivacySettings, train_privately
-from advml.nn.training import batches_of, minibatches, train
+from advml.nn.training import batches_of, minibatches, train, updates_per_epoch
 
 
 @settings
@@ -70,7 +70,7 @@ class Supervised(Method):
             raise ConfigError("method.attack: needs classes and test examples; use method.attack=none")
         self.network = context.build()
         self.optimiser = make_optimiser(self.network.parameters(), self.config)
-        self.updates_per_epoch = -(-len(self.data.train) // self.config.batch_size)
+        self.updates_per_epoch = updates_per_epoch(len(self.data.train), self.config.batch_size)
         self.privacy = None if self.config.privacy.kind == "none" else self._private()
 
     def _private(self) -> Privacy:

@@ -25,15 +25,6 @@ class CnnSettings:
     dropout: Fraction
 
 
-def image_shape(spec: Spec) -> tuple[int, int, int] | None:
-    """(channels, height, width) if the spec has one input and it is an image; otherwise None."""
-    shapes = list(spec.inputs.values())
-    if len(shapes) != 1 or len(shapes[0]) != 3:
-        return None
-    channels, height, width = shapes[0]
-    return channels, height, width
-
-
 class Cnn(Network):
     """Two convolutions, each with 2×2 max pooling, and a hidden layer (McMahan et al. 2017, section 3).
 
@@ -46,7 +37,7 @@ class Cnn(Network):
     @classmethod
     def check(cls, spec: Spec, settings: Any) -> str | None:
         """Serves one image that survives being halved twice, and any target but none."""
-        shape = image_shape(spec)
+        shape = spec.image
         if shape is None or min(shape[1:]) < 4:
             return "one image input [channels, height, width] of at least 4×4"
         return "a data set with a target" if isinstance(spec.target, Nothing) else None

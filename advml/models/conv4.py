@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from advml.config import Fraction, PositiveInt, settings
 from advml.contracts import Network, Nothing, Spec
-from advml.models.cnn import image_shape
 from advml.models.norm import Norm2d, group_count, norm2d
 
 
@@ -55,7 +54,7 @@ class Conv4(Network):
     @classmethod
     def check(cls, spec: Spec, settings: Any) -> str | None:
         """Serves one image of any size and any target but none; a norm over single values would erase the signal."""
-        shape = image_shape(spec)
+        shape = spec.image
         if shape is None or min(shape) < 1:
             return "one image input [channels, height, width]"
         if settings.norm in ("group", "layer") and _values_per_group(shape[1], shape[2], settings) < 2:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from advml.artifacts import Artifact
 from advml.config import CountFloat, CountInt, PositiveFloat, PositiveInt, settings
 from advml.contracts import Network, Nothing, Spec
-from advml.models.cnn import image_shape
 from advml.models.mlp import flat, flat_size
 from advml.nn.quantum.circuits import Circuit, CircuitName, largest, make_circuit
 from advml.nn.quantum.drawing import drawing
@@ -164,7 +163,7 @@ class Quanvolution(Network):
     @classmethod
     def check(cls, spec: Spec, settings: Any) -> str | None:
         """Serves one image that holds a patch which the circuit has room for, and any target but none."""
-        shape = image_shape(spec)
+        shape = spec.image
         if shape is None or min(shape[1:]) < settings.kernel:
             return f"one image input [channels, height, width] of at least {settings.kernel}×{settings.kernel}"
         if isinstance(spec.target, Nothing):

@@ -7,7 +7,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 class Unsuited(ValueError):
-    """The engine asked for does not serve this network; "engine: why"."""
+    """The engine or closed form asked for does not serve this network."""
 
 
 def unmapped(network: nn.Module) -> str | None:

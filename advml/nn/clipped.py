@@ -25,11 +25,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from advml.contracts import Batch, Network
+from advml.nn.abilities import Unsuited
 from advml.nn.losses import Loss
 from advml.nn.per_example import EXAMPLES, Engine, trainable
 from advml.nn.privacy import clip_factors
 from advml.nn.products import add_outer, keep_freed_memory
-from advml.nn.watch import Call, Unsuited, Watch
+from advml.nn.watch import Call, Watch
 
 CHUNK = 1 << 20  # numbers in the products of the examples that are worked on at once: they stay in cache
 

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from advml.contracts import Batch, Network, Split
+from advml.nn.abilities import Unsuited
 from advml.nn.products import add_outer, keep_freed_memory
-from advml.nn.watch import Call, Unsuited, Watch
+from advml.nn.watch import Call, Watch
 
 Engine = Literal["auto", "loop", "closed"]
 Directions = Callable[[Tensor, Tensor], Iterator[Tensor]]

@@ -16,11 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from advml.nn.abilities import Unsuited
 from advml.nn.products import product, product_back
-
-
-class Unsuited(ValueError):
-    """The closed form does not serve this network."""
 
 
 class Call(Protocol):

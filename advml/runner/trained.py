@@ -20,9 +20,8 @@ class Trained(nn.Module):
         super().__init__()
         self.network = network
         self.names = tuple(network.recipe["spec"]["inputs"])
-        self.streams = Spec.from_dict(network.recipe["spec"]).streams
-        helpers = (helper for stream in self.streams.values() for helper in (stream.mask, stream.present))
-        self.helpers = {helper for helper in helpers if helper is not None}
+        spec = Spec.from_dict(network.recipe["spec"])
+        self.streams, self.helpers = spec.streams, set(spec.helpers)
         self.dtype = next((parameter.dtype for parameter in network.parameters()), torch.float32)
         self.prepare = {
             name: tuple(restore(step).to(torch.device("cpu"), self.dtype) for step in prepare.get(name, ()))

@@ -33,7 +33,7 @@ from advml.nn.evaluation import predict
 from advml.nn.losses import Loss, make_loss
 from advml.nn.metrics import accuracy, confusion_matrix, expected_calibration_error, macro_f1
 from advml.nn.optimisers import make_optimiser
-from advml.nn.training import TrainingSettings, batches_of, minibatches, rows_kept, train
+from advml.nn.training import TrainingSettings, batches_of, minibatches, rows_kept, train, updates_per_epoch
 
 
 @settings
@@ -82,7 +82,7 @@ class Continual(Method):
         """Updates in a task: `iterations`, or so many that the task's own examples are seen `epochs` times."""
         if self.config.iterations is not None:
             return int(self.config.iterations)
-        return int(self.config.epochs * -(-len(task.train) // self.config.batch_size))
+        return int(self.config.epochs * updates_per_epoch(len(task.train), self.config.batch_size))
 
     def train_block(
         self,

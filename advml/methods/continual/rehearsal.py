@@ -26,7 +26,7 @@ from advml.errors import ConfigError
 from advml.methods.continual.common import Continual, ContinualSettings
 from advml.nn.losses import Loss
 from advml.nn.memory import Memory, Policy, Recalled
-from advml.nn.training import rows_kept
+from advml.nn.training import rows_kept, updates_per_epoch
 
 
 @settings
@@ -91,7 +91,7 @@ class Rehearsal(Continual):
         """
         config, task, names = self.config, self.stream[at.phase], list(draws) if self.kept.capacity else []
         numbers = count(at.index * config.block)
-        first_epoch = -(-len(task.train) // config.batch_size)
+        first_epoch = updates_per_epoch(len(task.train), config.batch_size)
         offered = first_epoch if config.offer == "first" else self.iterations(task)
         begun = at.phase + 1
         mask = self.stream.mask(at.phase, begun)

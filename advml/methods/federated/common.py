@@ -109,7 +109,7 @@ class Federated(Extras):
         steps = dict(zip(cohort, self.work(round, cohort, [self.planned(client) for client in cohort]), strict=True))
         order = self.order(steps)
         weight = dict(zip(order, self.weights(order).tolist(), strict=True))
-        total = self.new_sum(round, cohort, torch.tensor([weight.get(k, 0.0) for k in cohort], dtype=torch.float64))
+        total = self.new_sum(round, cohort)
         jobs = [(chunk, [steps[client] for client in chunk]) for chunk in self.chunks(order, steps)]
         tally = Tally()
         for update in self.updates(round, jobs):

@@ -149,8 +149,8 @@ class Extras(Rounds):
             return arrived, size
         return self.privacy.clipped({name: rows for name, rows in arrived.items() if name in self.parameters}), size
 
-    def new_sum(self, round: int, cohort: list[int], weights: Tensor) -> Sum:
-        """An empty sum for a round; weights [m] of the cohort, 0 for those that drop out."""
+    def new_sum(self, round: int, cohort: list[int]) -> Sum:
+        """An empty sum for a round."""
         if self.privacy is not None:
             hidden = {name: value for name, value in self.shared.items() if name in self.parameters}
             return self.privacy.new_sum(round, hidden)  # what is frozen neither moves nor gets noise

@@ -62,7 +62,7 @@ class LocalOnly(Federated):
         weighting = self.config.weighting
         return masses(self.view.sizes[clients], weighting) / masses(self.view.sizes, weighting).sum()
 
-    def new_sum(self, round: int, cohort: list[int], weights: Tensor) -> Sum:
+    def new_sum(self, round: int, cohort: list[int]) -> Sum:
         """A plain one: there are no messages to mask."""
         return WeightedSum()
 

@@ -38,7 +38,7 @@ from advml.nn.losses import at_least_float32
 from advml.nn.metrics import accuracy
 from advml.nn.multimodal.losses import info_nce, same_meaning, sigmoid_loss
 from advml.nn.optimisers import OptimiserSettings, make_optimiser
-from advml.nn.training import train
+from advml.nn.training import train, updates_per_epoch
 
 
 @settings
@@ -111,7 +111,7 @@ class Contrastive(Method):
         self.training = complete(self.data.train, self.data.spec)
         if not len(self.training):
             raise ConfigError("view.drop: no training example has both modalities; use smaller shares")
-        self.updates_per_epoch = -(-len(self.training) // self.config.batch_size)
+        self.updates_per_epoch = updates_per_epoch(len(self.training), self.config.batch_size)
 
     def phases(self) -> Sequence[Phase]:
         """One phase of epochs."""

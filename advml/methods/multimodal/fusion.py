@@ -47,7 +47,7 @@ from advml.nn.multimodal.losses import same_meaning
 from advml.nn.multimodal.modulation import coefficients, confidence, modulate
 from advml.nn.multimodal.presence import draw_gone, without
 from advml.nn.optimisers import make_optimiser
-from advml.nn.training import train
+from advml.nn.training import train, updates_per_epoch
 
 Probability = Annotated[float, Interval(ge=0, le=1)]
 
@@ -94,7 +94,7 @@ class Fusion(Method):
         self.rates = self._rates()
         self._check_remedies()
         self.optimiser = make_optimiser(self.network.parameters(), self.config)
-        self.updates_per_epoch = -(-len(self.data.train) // self.config.batch_size)
+        self.updates_per_epoch = updates_per_epoch(len(self.data.train), self.config.batch_size)
         self.scores: dict[str, Tensor] = {}  # of the batch at hand: what each modality alone gives to the truth
 
     def _rates(self) -> dict[str, float]:

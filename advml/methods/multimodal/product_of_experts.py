@@ -39,7 +39,7 @@ from advml.nn.evaluation import measure, predict
 from advml.nn.losses import make_loss
 from advml.nn.multimodal.experts import log_prior
 from advml.nn.optimisers import make_optimiser
-from advml.nn.training import batches_of, minibatches, train
+from advml.nn.training import batches_of, minibatches, train, updates_per_epoch
 
 
 @settings
@@ -125,7 +125,7 @@ class ProductOfExperts(Method):
         for name, own in self.training.items():
             if self.stopping[name].over:
                 continue
-            each = -(-len(own) // self.config.batch_size)
+            each = updates_per_epoch(len(own), self.config.batch_size)
             start = at.index * each
             indices = minibatches(
                 len(own), self.config.batch_size, start, start + each, lambda epoch: self.context.rng("shuffle", epoch)

@@ -20,8 +20,8 @@ from advml.methods.nas.common import (
     check_retraining,
     halves,
     shrunk_spec,
+    supernet,
 )
-from advml.methods.nas.darts import supernet
 from advml.methods.nas.retrain import Retraining, derived_network
 from advml.methods.nas.settings import SearcherSettings
 from advml.methods.nas.shared import SharedWeights

@@ -290,3 +290,11 @@ def drawn(genotype: Genotype) -> Graph:
         ]
         edges[kind] = [*of_nodes, *((state, last, "") for state in cell.concat)]
     return Graph(nodes, edges, quiet=("", "none"))
+
+
+def supernet(network: Network) -> Supernet:
+    """The network, which has something to search. Raises ConfigError if not."""
+    assert isinstance(network, Supernet)  # `Needs.spaces` was asked before
+    if set(network.operations) == {"none"}:
+        raise ConfigError("model.operations: nothing but none, which no architecture that is found may hold; name more")
+    return network

@@ -21,17 +21,17 @@ from advml.methods.nas.common import (
     halves,
     shrunk,
     shrunk_spec,
+    supernet,
 )
 from advml.methods.nas.monitor import Monitor, StopSettings
 from advml.methods.nas.retrain import Augment, Pace, augmented
 from advml.methods.nas.schedules import cosine
 from advml.nn.cells.genotype import Genotype
-from advml.nn.cells.supernet import Supernet
 from advml.nn.evaluation import frozen, measure
 from advml.nn.hypergradient import first_order, gradients_of, largest_eigenvalue, second_order
 from advml.nn.losses import make_loss, mean_of
 from advml.nn.optimisers import Adam, Sgd, clip_gradients
-from advml.nn.training import minibatches
+from advml.nn.training import minibatches, updates_per_epoch
 
 
 @settings
@@ -110,7 +110,7 @@ class Darts(ArchitectureSearch):
         self.train_half, self.valid_half = halves(context, config)
         for half in (self.train_half, self.valid_half):
             check_batches("method.batch_size", config.batch_size, len(half))
-        per_epoch = -(-len(self.train_half) // config.batch_size)
+        per_epoch = updates_per_epoch(len(self.train_half), config.batch_size)
         self.pace = Pace(config.epochs, per_epoch, config.block)
         self.monitor = Monitor(config.stop, self.network.operations)
 
@@ -281,14 +281,6 @@ class Darts(ArchitectureSearch):
     def artifacts(self, records: Sequence[Record]) -> Mapping[str, Artifact]:
         """The cells; how operation weights, skips and the eigenvalue went."""
         return {**super().artifacts(records), **self.monitor.pictures()}
-
-
-def supernet(network: Network) -> Supernet:
-    """The network, which has something to search. Raises ConfigError if not."""
-    assert isinstance(network, Supernet)  # `Needs.spaces` was asked before
-    if set(network.operations) == {"none"}:
-        raise ConfigError("model.operations: nothing but none, which no architecture that is found may hold; name more")
-    return network
 
 
 def autocasting(context: Context) -> bool:

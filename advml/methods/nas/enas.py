@@ -20,8 +20,8 @@ from advml.methods.nas.common import (
     halves,
     shrunk,
     shrunk_spec,
+    supernet,
 )
-from advml.methods.nas.darts import supernet
 from advml.methods.nas.retrain import some_examples
 from advml.methods.nas.schedules import restarts
 from advml.methods.nas.shared import SharedWeights

@@ -19,7 +19,7 @@ from advml.nn.cells.network import CellNetwork
 from advml.nn.evaluation import measure
 from advml.nn.losses import make_loss
 from advml.nn.optimisers import make_optimiser
-from advml.nn.training import TrainingSettings, minibatches, train
+from advml.nn.training import TrainingSettings, minibatches, train, updates_per_epoch
 
 Augment = Literal["none", "crop_flip"]
 
@@ -177,7 +177,7 @@ def derived_network(
 def pace_of(config: RetrainSettings, examples: int) -> Pace:
     """How retraining on some of these examples is dealt to steps: known before anything is found."""
     count = min(examples, config.examples or examples)
-    return Pace(config.epochs, -(-count // config.batch_size), config.block)
+    return Pace(config.epochs, updates_per_epoch(count, config.batch_size), config.block)
 
 
 def training_settings(config: RetrainSettings) -> TrainingSettings:

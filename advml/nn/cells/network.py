@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from advml.contracts import Network, Spec
 from advml.nn.cells.genotype import Cell, Genotype
 from advml.nn.cells.operations import operation
-from advml.nn.cells.stack import Place, Preprocess, image_of, places, reduced, stem
+from advml.nn.cells.stack import Place, Preprocess, places, reduced, stem
 
 AUXILIARY = (128, 768)
 """Channels of the two convolutions of the auxiliary head."""
@@ -99,7 +99,7 @@ class CellNetwork(Network):
         drop_path: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__()
-        shape = image_of(spec)
+        shape = spec.image
         assert shape is not None, "asked of `misfit` before"
         self.genotype, self.drop_path = genotype, drop_path
         self.stem = stem(shape[0], channels)
@@ -145,7 +145,7 @@ class NasBench201Network(Network):
 
     def __init__(self, spec: Spec, genotype: Genotype, channels: int, cells: int, reductions: int) -> None:
         super().__init__()
-        shape = image_of(spec)
+        shape = spec.image
         assert shape is not None, "asked of `misfit` before"
         self.genotype = genotype
         layers: list[nn.Module] = [nn.Conv2d(shape[0], channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels)]

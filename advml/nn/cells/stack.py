@@ -16,18 +16,9 @@ STEM = 3
 """The stem gives three times the channels of the first cell."""
 
 
-def image_of(spec: Spec) -> tuple[int, int, int] | None:
-    """(channels, height, width) if the spec has one input and it is an image; otherwise None."""
-    shapes = list(spec.inputs.values())
-    if len(shapes) != 1 or len(shapes[0]) != 3:
-        return None
-    channels, height, width = shapes[0]
-    return channels, height, width
-
-
 def misfit(spec: Spec, reductions: int, key: str = "model.reductions") -> str | None:
     """Why cells with so many reductions cannot serve a spec: what they need, for the user. None if they can."""
-    shape = image_of(spec)
+    shape = spec.image
     if shape is None:
         return "one image input [channels, height, width]"
     least = 2**reductions if reductions < 2 else 2 ** (reductions - 1) + 1

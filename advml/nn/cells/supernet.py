@@ -21,7 +21,7 @@ from advml.nn.cells.fused import fused_cell
 from advml.nn.cells.genotype import SPACES, Cell, Edge, Genotype
 from advml.nn.cells.operations import Zero, operation
 from advml.nn.cells.spaces import KINDS, loose_ends
-from advml.nn.cells.stack import Place, Preprocess, image_of, misfit, places, stem
+from advml.nn.cells.stack import Place, Preprocess, misfit, places, stem
 
 Mix = Mapping[str, Tensor]
 """Kind → weight of each operation on each edge [E, O]; with partial channels also "normal edges" → [E]."""
@@ -204,7 +204,7 @@ class Supernet(Network):
 
     def __init__(self, spec: Spec, settings: SupernetSettings) -> None:
         super().__init__()
-        shape = image_of(spec)
+        shape = spec.image
         if shape is None or self.check(spec, settings):
             raise ConfigError(f"model={self.space}: needs {self.check(spec, settings)}")
         self.config, self.operations = settings, tuple(settings.operations)

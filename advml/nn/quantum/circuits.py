@@ -71,7 +71,7 @@ def make_circuit(
     """
     if name not in get_args(CircuitName):
         raise ValueError(f"{name}: unknown circuit; one of {', '.join(get_args(CircuitName))}")
-    most = 2**qubits if name == "amplitude" else qubits
+    most = largest(name, qubits)
     count = most if features is None else features
     if not 1 <= count <= most:
         raise ValueError(f"{name}: {qubits} qubits read 1 to {most} features, not {count}")
