@@ -36,10 +36,15 @@ def measured() -> str:
         said = json.loads(document.read_text())
         if rows := beside_reported(said):
             unit = f" ({said['unit']})" if said["unit"] else ""
-            seeds = f", {len(said['seeds'])} seeds" if len(said["seeds"]) > 1 else ""
+            count = len(said["seeds"])
+            seeds = f", {count} seeds" if count > 1 else ", one run"
             heading = f"| {said['title']} | {words(said['metric'])}{unit}{seeds} | reported |"
             body = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-            parts.append(f"{heading}\n| --- | ---: | ---: |\n{body}\n\nReported: {said['source']}.\n")
+            pages = [
+                page.name for page in sorted(DOCS.glob("*.md")) if f"<!-- study {said['study']} -->" in page.read_text()
+            ]
+            whole = "".join(f" The whole table: [{page}]({page})." for page in pages)
+            parts.append(f"{heading}\n| --- | ---: | ---: |\n{body}\n\nReported: {said['source']}.{whole}\n")
     return "\n".join(parts)
 
 

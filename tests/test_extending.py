@@ -24,7 +24,7 @@ def blocks():
     page = PAGE.read_text()
     found = dict(re.findall(r"^`([\w./]+)`:\n\n```\w+\n(.*?)```$", page, re.DOTALL | re.MULTILINE))
     commands = [line for text in re.findall(r"```sh\n(.*?)```", page, re.DOTALL) for line in text.splitlines()]
-    assert page.count("```") == 2 * (len(found) + 2)
+    assert page.count("```") == 2 * (len(found) + 4)
     return found, commands
 
 
@@ -47,9 +47,10 @@ def written(inside, monkeypatch):
 def test_the_page_has_what_it_promises():
     assert set(FILES) == {
         "random_search.py", "my_configs/method/random_search.yaml", "my_models.py", "my_configs/model/sines.yaml",
-        "my_data.py", "my_configs/dataset/spirals.yaml", "pyproject.toml",
+        "my_data.py", "my_configs/dataset/spirals.yaml", "pyproject.toml", "my_l2.py", "my_configs/method/l2.yaml",
+        "my_configs/experiment/l2_split_digits.yaml",
     }  # fmt: skip
-    assert len(COMMANDS) == 3
+    assert len(COMMANDS) == 5
 
 
 class TestShortForm:
@@ -92,7 +93,25 @@ class TestShortForm:
             name: path for name, path in known(group).items() if path.is_relative_to(written)
         })  # fmt: skip
         said = run_cli("check", "--all")
-        assert (said.code, said.out) == (0, "3 of 3 configurations are well\n")
+        assert (said.code, said.out) == (0, "5 of 5 configurations are well\n")
+
+    def test_a_method_of_a_family(self, written, run_cli):
+        """Without its pull it is fine-tuning, to the bit; interrupted and resumed it is itself."""
+        brief = ("baselines=off", "method.iterations=20", "method.block=10", "checkpoint_seconds=0")
+        chosen = {
+            "finetune": ["method=finetune"],
+            "free": ["method=l2", "method.strength=0"],
+            "held": ["method=l2"],
+            "cut": ["method=l2", "limits.steps=3"],
+        }
+        found = {}
+        for name, more in chosen.items():
+            said = run_cli("run", "--config-dir", "my_configs", *more, *brief, *QUIET)
+            assert said.code == 0, said.err
+            found[name] = RunFolder.open(said.last)
+        assert found["free"].records() == found["finetune"].records() != found["held"].records()
+        assert run_cli("resume", str(found["cut"].path), "limits.steps=null").code == 0
+        assert_same_run(found["held"].path, found["cut"].path)
 
     @pytest.mark.slow
     def test_killed_and_resumed(self, written, forks, tree):
