@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from advml.nn.batch_norm import batch_norm
+
 
 @dataclass
 class Seen:
@@ -41,6 +43,8 @@ class Normalised(nn.Module):
             flat = rows.reshape(-1, rows.shape[-1])
             flat = F.batch_norm(flat, None, None, self.weight, self.bias, training=True, eps=self.eps)
             return flat.view(rows.shape).movedim(-1, 1)
+        if self.seen.first is None:
+            return batch_norm(values, self.weight, self.bias, self.eps)
         shape = (1, -1, *[1] * (values.dim() - 2))
         normal = normalised(values, self.seen.first, (0, *range(2, values.dim())), self.eps)
         return normal * self.weight.view(shape) + self.bias.view(shape) if self.affine else normal
@@ -67,7 +71,7 @@ class Grouped(nn.Module):
 def normalised(values: Tensor, first: int | None, axes: tuple[int, ...], eps: float) -> Tensor:
     """(x − μ) / √(σ² + ε), μ and σ² over `axes`, of which the foremost counts examples: over its `first` ones only.
 
-    Written as means because vmap over torch's own batch norm has wrong second derivatives (torch 2.13).
+    Written as means: torch's batch norm has no `first`.
     """
     seen = values if first is None else values.narrow(axes[0], 0, first)
     mean = seen.mean(axes, keepdim=True)

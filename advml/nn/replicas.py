@@ -34,9 +34,9 @@ Loss = Callable[[Tensor], Tensor]
 """Outputs [R, B, C] → the sum over copies of a loss that reads no other copy, 0-d."""
 Engine = Literal["auto", "loop", "batched", "vmap"]
 
-# On a CPU, by benchmarks/meta.py: up to FEW examples to a copy vmap beats the loop, AT_ONCE copies at a time; half as
-# many where other calls have more than SOME, which leave the cache meanwhile. A GPU computes all copies at once.
-AT_ONCE, FEW, SOME = 8, 10, 30
+# On a CPU, by benchmarks/meta.py: up to FEW examples to a copy vmap beats the loop, AT_ONCE copies at a time. A GPU
+# computes all copies at once.
+AT_ONCE, FEW = 8, 10
 
 
 def expand(network: nn.Module | Mapping[str, Tensor], copies: int) -> Parameters:
@@ -174,7 +174,7 @@ class Mixed(Replicas):
         super().__init__(network)
         self.vmapped = Vmapped(network)
         if examples and min(examples) <= FEW:
-            self.at_once = AT_ONCE if max(examples) <= SOME else AT_ONCE // 2
+            self.at_once = AT_ONCE
 
     def outputs(
         self, parameters: Parameters, inputs: Inputs, reference: Inputs | None = None, dropout: bool = False,
