@@ -307,7 +307,7 @@ def test_auto_chooses_by_network_and_size(monkeypatch):
     assert isinstance(make_replicas(mlp("layer")), Batched)
     network, asked = conv4("batch"), []
     assert [make_replicas(network, examples=sizes).at_once for sizes in ([5, 5], [5, 75], [25, 25], [5, 25], [])] == [
-        8, 4, 1, 8, 1,
+        8, 8, 1, 8, 1,
     ]  # fmt: skip
     replicas = make_replicas(network, examples=[5, 25])
     monkeypatch.setattr(replicas.vmapped, "computed", lambda parameters, inputs: asked.append(len(inputs["x"])))
